@@ -148,11 +148,13 @@ type RuleCommon struct {
 	// +optional
 	Action RuleAction `json:"action,omitempty"`
 	// ports of the destination; absent means all.
+	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=100
 	// +optional
 	Ports []RulePort `json:"ports,omitempty"`
 	// http limits the rule to HTTP requests that match one entry.
-	// +kubebuilder:validation:MaxItems=100
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=50
 	// +optional
 	HTTP []HTTPMatch `json:"http,omitempty"`
 	// requires are conditions on the connection.
@@ -200,6 +202,7 @@ type Peer struct {
 	// stand for any rest.
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=100
+	// +kubebuilder:validation:items:MaxLength=2048
 	// +kubebuilder:validation:items:Pattern=`^spiffe://[^*]*\*?$`
 	// +optional
 	Principals []string `json:"principals,omitempty"`
@@ -233,11 +236,12 @@ type ServiceAccountRef struct {
 type Network struct {
 	// cidr such as 10.0.0.0/8 or fd00::/8.
 	// +kubebuilder:validation:MaxLength=49
-	// +kubebuilder:validation:XValidation:rule="isCIDR(self)",message="not a CIDR: write address/length, such as 10.0.0.0/8"
+	// +kubebuilder:validation:Format=cidr
 	CIDR string `json:"cidr"`
 	// except are ranges inside cidr that do not count.
 	// +kubebuilder:validation:MaxItems=100
 	// +kubebuilder:validation:items:MaxLength=49
+	// +kubebuilder:validation:items:Format=cidr
 	// +optional
 	Except []string `json:"except,omitempty"`
 }
@@ -245,6 +249,8 @@ type Network struct {
 // RulePort is a protocol with ports.
 //
 // +kubebuilder:validation:XValidation:rule="!has(self.endPort) || has(self.port)",message="endPort needs port"
+// +kubebuilder:validation:XValidation:rule="!has(self.port) || type(self.port) != int || (self.port >= 1 && self.port <= 65535)",message="port must be 1 to 65535: leave it out to mean all ports"
+// +kubebuilder:validation:XValidation:rule="!has(self.endPort) || !has(self.port) || (type(self.port) == int && self.endPort >= self.port)",message="endPort needs a port number that is not above it"
 // +kubebuilder:validation:XValidation:rule="!has(self.port) || !has(self.protocol) || !(self.protocol in ['ICMP','ICMPv6'])",message="ICMP has no ports: use icmp.type and icmp.code"
 // +kubebuilder:validation:XValidation:rule="!has(self.icmp) || (has(self.protocol) && self.protocol in ['ICMP','ICMPv6'])",message="icmp needs protocol ICMP or ICMPv6"
 type RulePort struct {
@@ -291,7 +297,7 @@ type HTTPMatch struct {
 	Methods []string `json:"methods,omitempty"`
 	// paths, compared with the normalised path without its query.
 	// +kubebuilder:validation:MinItems=1
-	// +kubebuilder:validation:MaxItems=100
+	// +kubebuilder:validation:MaxItems=50
 	// +optional
 	Paths []PathMatch `json:"paths,omitempty"`
 	// hosts without port; a leading "*." stands for one or more labels.
