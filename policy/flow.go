@@ -74,6 +74,16 @@ type Verdict struct {
 	// Reason is one sentence in the user's words, such as "tier default: no rule
 	// of the selecting policies matched".
 	Reason string
-	// Audit is what policies in Audit mode would have decided, nil when none did.
+	// Audit is what would have been decided if the policies in Audit mode were
+	// enforced; nil when that is the same decision by the same rule.
 	Audit *Verdict
+	// Logs names the Log rules that matched before the decision.
+	Logs []RuleRef
+}
+
+// RuleRef names a rule.
+type RuleRef struct {
+	Tier   string
+	Policy Ref
+	Rule   string
 }

@@ -117,6 +117,10 @@ type Ref struct {
 	Kind      string // NetworkPolicy, MeshPolicy, ClusterMeshPolicy, ClusterNetworkPolicy
 	Namespace string // empty for cluster-scoped kinds
 	Name      string
+	// UID and Generation are of the object, for acknowledgements: they say which
+	// of its states was compiled. String leaves them out.
+	UID        string
+	Generation int64
 }
 
 // String is Kind namespace/name, or Kind name for cluster-scoped kinds.
@@ -255,7 +259,7 @@ type Network struct {
 // Contains reports whether addr is in the network and in no exception.
 // IPv4-mapped IPv6 addresses count as IPv4.
 func (n Network) Contains(addr netip.Addr) bool {
-	addr = addr.Unmap()
+	addr = addr.Unmap().WithZone("")
 	if !addr.IsValid() || !n.Prefix.Contains(addr) {
 		return false
 	}

@@ -29,15 +29,28 @@ type Selector struct {
 	Requirements []Requirement
 }
 
-// Matches reports whether labels satisfy every requirement.
-func (s *Selector) Matches(labels map[string]string) bool {
+// Matches reports whether labels satisfy every requirement. A requirement whose
+// operator is not known is not satisfied.
+func (s *Selector) Matches(labels map[string]string) bool { return s.matches(labels, false) }
+
+// matches is Matches with the answer to give for what cannot be resolved.
+func (s *Selector) matches(labels map[string]string, unresolved bool) bool {
 	for i := range s.Requirements {
-		if !s.Requirements[i].matches(labels) {
+		r := &s.Requirements[i]
+		if !r.known() {
+			if !unresolved {
+				return false
+			}
+			continue
+		}
+		if !r.matches(labels) {
 			return false
 		}
 	}
 	return true
 }
+
+func (r *Requirement) known() bool { return r.Operator >= In && r.Operator <= DoesNotExist }
 
 func (r *Requirement) matches(labels map[string]string) bool {
 	value, ok := labels[r.Key]

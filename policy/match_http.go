@@ -1,0 +1,151 @@
+package policy
+
+import "strings"
+
+// requests is the outcome of a rule's HTTP part. A flow that is not HTTP
+// matches no rule with an HTTP part, not even a Deny: such a rule is about
+// requests. (A flow that should have been HTTP and could not be parsed never
+// reaches a policy: the sidecar answers 400.)
+func (v *view) requests(list []HTTPMatch, deny bool) Outcome {
+	if len(list) == 0 {
+		return Yes
+	}
+	if v.unknown&UnknownHTTP != 0 {
+		return Maybe
+	}
+	if v.flow.HTTP == nil || v.none&UnknownHTTP != 0 {
+		return No
+	}
+	for i := range list {
+		if list[i].matches(v.flow.HTTP, deny) {
+			return Yes
+		}
+	}
+	return No
+}
+
+func (m *HTTPMatch) matches(r *HTTPRequest, deny bool) bool {
+	return m.matchesMethod(r) && m.matchesPath(r, deny) && m.matchesHost(r) && m.matchesHeader(r)
+}
+
+func (m *HTTPMatch) matchesMethod(r *HTTPRequest) bool {
+	return len(m.Methods) == 0 || contains(m.Methods, r.Method)
+}
+
+func (m *HTTPMatch) matchesPath(r *HTTPRequest, deny bool) bool {
+	if len(m.Paths) == 0 {
+		return true
+	}
+	for i := range m.Paths {
+		if m.Paths[i].matches(r.Path, deny) {
+			return true
+		}
+	}
+	return false
+}
+
+func (m *HTTPMatch) matchesHost(r *HTTPRequest) bool {
+	if len(m.Hosts) == 0 {
+		return true
+	}
+	for _, h := range m.Hosts {
+		if matchHost(h, r.Host) {
+			return true
+		}
+	}
+	return false
+}
+
+func (m *HTTPMatch) matchesHeader(r *HTTPRequest) bool {
+	if len(m.Headers) == 0 {
+		return true
+	}
+	if r.Header == nil {
+		return false
+	}
+	for i := range m.Headers {
+		if m.Headers[i].matches(r.Header(m.Headers[i].Name)) {
+			return true
+		}
+	}
+	return false
+}
+
+// problem says why the match cannot be resolved; empty when it can.
+func (m *PathMatch) problem() string {
+	switch {
+	case m.Type != PathExact && m.Type != PathPrefix:
+		return "the path's type is not known"
+	case m.Value == "*" && m.Type == PathExact: // OPTIONS *
+		return ""
+	case !strings.HasPrefix(m.Value, "/"):
+		return "a path begins with '/'"
+	}
+	return ""
+}
+
+// matches compares the path with the match. A prefix ends at a segment's border
+// and its own trailing slashes do not matter: "/a" and "/a/" match "/a", "/a/"
+// and "/a/b", but not "/ab".
+func (m *PathMatch) matches(path string, deny bool) bool {
+	if m.problem() != "" {
+		return deny
+	}
+	if m.Type == PathExact {
+		return path == m.Value
+	}
+	prefix := strings.TrimRight(m.Value, "/")
+	if len(path) < len(prefix) || path[:len(prefix)] != prefix {
+		return false
+	}
+	rest := path[len(prefix):]
+	if rest == "" {
+		return prefix != ""
+	}
+	return rest[0] == '/'
+}
+
+// matchHost compares a host without regard to ASCII case. A leading "*." stands
+// for one or more labels.
+func matchHost(pattern, host string) bool {
+	if len(pattern) > 2 && pattern[0] == '*' && pattern[1] == '.' {
+		suffix := pattern[1:]
+		cut := len(host) - len(suffix)
+		return cut > 0 && equalFold(host[cut:], suffix)
+	}
+	return pattern != "" && equalFold(pattern, host)
+}
+
+// equalFold compares ASCII letters without regard to case. It is not
+// strings.EqualFold, which also folds letters outside ASCII onto ASCII ones.
+func equalFold(a, b string) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range len(a) {
+		if lower(a[i]) != lower(b[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+func lower(c byte) byte {
+	if 'A' <= c && c <= 'Z' {
+		return c + 'a' - 'A'
+	}
+	return c
+}
+
+// matches compares each value on its own: values are not joined or split.
+func (m *HeaderMatch) matches(values []string) bool {
+	if len(m.Values) == 0 {
+		return len(values) > 0
+	}
+	for _, v := range values {
+		if contains(m.Values, v) {
+			return true
+		}
+	}
+	return false
+}
