@@ -1241,9 +1241,11 @@ func (x *PeerSet) GetMembers() []*PeerMember {
 }
 
 type PeerMember struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Uid           string                 `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
-	Addresses     []string               `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Uid       string                 `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
+	Addresses []string               `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	// For egress rules with named ports, which resolve for each destination.
+	NamedPorts    []*NamedPort `protobuf:"bytes,3,rep,name=named_ports,json=namedPorts,proto3" json:"named_ports,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1288,6 +1290,13 @@ func (x *PeerMember) GetUid() string {
 func (x *PeerMember) GetAddresses() []string {
 	if x != nil {
 		return x.Addresses
+	}
+	return nil
+}
+
+func (x *PeerMember) GetNamedPorts() []*NamedPort {
+	if x != nil {
+		return x.NamedPorts
 	}
 	return nil
 }
@@ -1695,11 +1704,13 @@ const file_hauberk_v1_discovery_proto_rawDesc = "" +
 	"\x15include_inbound_ports\x18\x04 \x03(\rR\x13includeInboundPorts\"K\n" +
 	"\aPeerSet\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x120\n" +
-	"\amembers\x18\x02 \x03(\v2\x16.hauberk.v1.PeerMemberR\amembers\"<\n" +
+	"\amembers\x18\x02 \x03(\v2\x16.hauberk.v1.PeerMemberR\amembers\"t\n" +
 	"\n" +
 	"PeerMember\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x1c\n" +
-	"\taddresses\x18\x02 \x03(\tR\taddresses\"\xdb\x01\n" +
+	"\taddresses\x18\x02 \x03(\tR\taddresses\x126\n" +
+	"\vnamed_ports\x18\x03 \x03(\v2\x15.hauberk.v1.NamedPortR\n" +
+	"namedPorts\"\xdb\x01\n" +
 	"\vDestination\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -1815,17 +1826,18 @@ var file_hauberk_v1_discovery_proto_depIdxs = []int32{
 	24, // 20: hauberk.v1.Workload.port_protocols:type_name -> hauberk.v1.Workload.PortProtocolsEntry
 	12, // 21: hauberk.v1.Workload.capture:type_name -> hauberk.v1.Capture
 	14, // 22: hauberk.v1.PeerSet.members:type_name -> hauberk.v1.PeerMember
-	2,  // 23: hauberk.v1.Destination.protocol:type_name -> hauberk.v1.AppProtocol
-	16, // 24: hauberk.v1.Destination.endpoints:type_name -> hauberk.v1.DestinationEndpoint
-	1,  // 25: hauberk.v1.Workload.PortMtlsModesEntry.value:type_name -> hauberk.v1.MTLSMode
-	2,  // 26: hauberk.v1.Workload.PortProtocolsEntry.value:type_name -> hauberk.v1.AppProtocol
-	3,  // 27: hauberk.v1.Discovery.Stream:input_type -> hauberk.v1.DiscoveryRequest
-	4,  // 28: hauberk.v1.Discovery.Stream:output_type -> hauberk.v1.DiscoveryResponse
-	28, // [28:29] is the sub-list for method output_type
-	27, // [27:28] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	11, // 23: hauberk.v1.PeerMember.named_ports:type_name -> hauberk.v1.NamedPort
+	2,  // 24: hauberk.v1.Destination.protocol:type_name -> hauberk.v1.AppProtocol
+	16, // 25: hauberk.v1.Destination.endpoints:type_name -> hauberk.v1.DestinationEndpoint
+	1,  // 26: hauberk.v1.Workload.PortMtlsModesEntry.value:type_name -> hauberk.v1.MTLSMode
+	2,  // 27: hauberk.v1.Workload.PortProtocolsEntry.value:type_name -> hauberk.v1.AppProtocol
+	3,  // 28: hauberk.v1.Discovery.Stream:input_type -> hauberk.v1.DiscoveryRequest
+	4,  // 29: hauberk.v1.Discovery.Stream:output_type -> hauberk.v1.DiscoveryResponse
+	29, // [29:30] is the sub-list for method output_type
+	28, // [28:29] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_hauberk_v1_discovery_proto_init() }
