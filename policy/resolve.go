@@ -1,0 +1,239 @@
+package policy
+
+import "net/netip"
+
+// Resolve is a set that decides every flow as s does, in which nothing is
+// unresolvable and no policy is in Audit mode: Allow, Pass and Log rules that
+// match nothing are gone, Deny rules that could not be resolved are widened to
+// what they could mean. It is what a renderer, such as the node agent's into
+// kernel rules, should look at. ID, names and order stay as they are; a PeerSet
+// whose selector was widened keeps its id, so the compiler must have given it
+// the widened members.
+func (s *Set) Resolve() *Set {
+	return &Set{
+		ID:            s.ID,
+		Ingress:       resolveTiers(s.Ingress),
+		Egress:        resolveTiers(s.Egress),
+		DefaultAction: resolveDefault(s.DefaultAction, Allow),
+	}
+}
+
+// resolveDefault keeps the one action that does not deny.
+func resolveDefault(a, other Action) Action {
+	if a == other {
+		return a
+	}
+	return Deny
+}
+
+func resolveTiers(tiers []Tier) []Tier {
+	var out []Tier
+	for i := range tiers {
+		t := tiers[i]
+		t.DefaultAction = resolveDefault(t.DefaultAction, Pass)
+		t.Policies = nil
+		for j := range tiers[i].Policies {
+			if p := &tiers[i].Policies[j]; p.Mode != Audit {
+				t.Policies = append(t.Policies, resolvePolicy(p))
+			}
+		}
+		if len(t.Policies) > 0 { // else it would be skipped
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
+func resolvePolicy(p *Policy) Policy {
+	out := *p
+	out.Mode, out.Invalid, out.Rules = Enforce, "", nil
+	for i := range p.Rules {
+		if r, ok := resolveRule(p, &p.Rules[i]); ok {
+			out.Rules = append(out.Rules, r)
+		}
+	}
+	return out
+}
+
+// resolveRule is false for a rule that matches nothing.
+func resolveRule(p *Policy, r *Rule) (Rule, bool) {
+	invalid := p.Invalid != "" || r.Invalid != ""
+	deny := r.denies()
+	if invalid && !deny {
+		return Rule{}, false
+	}
+	out := *r
+	out.Invalid = ""
+	if deny {
+		out.Action = Deny
+	}
+	if len(r.Ports) > 0 {
+		var all bool
+		out.Ports, all = resolvePorts(r.Ports, deny)
+		if all {
+			out.Ports = nil
+		} else if len(out.Ports) == 0 {
+			return Rule{}, false
+		}
+	}
+	if len(r.HTTP) > 0 {
+		if out.HTTP = resolveHTTP(r.HTTP, deny); len(out.HTTP) == 0 {
+			return Rule{}, false
+		}
+	}
+	if r.AnyPeer || invalid && len(r.Peers) == 0 {
+		out.AnyPeer, out.Peers = true, nil
+		return out, true
+	}
+	out.Peers = nil
+	for i := range r.Peers {
+		peer, ok := resolvePeer(&r.Peers[i], deny, invalid)
+		if !ok {
+			continue
+		}
+		if peer.isZero() {
+			out.AnyPeer, out.Peers = true, nil
+			return out, true
+		}
+		out.Peers = append(out.Peers, peer)
+	}
+	return out, len(out.Peers) > 0
+}
+
+// resolvePorts is true when every port of every protocol matches.
+func resolvePorts(ports []PortMatch, deny bool) ([]PortMatch, bool) {
+	var out []PortMatch
+	for _, m := range ports {
+		if m.problem() == "" {
+			out = append(out, m)
+			continue
+		}
+		if !deny {
+			continue
+		}
+		if m.Protocol == AnyProtocol {
+			return nil, true
+		}
+		out = append(out, PortMatch{Protocol: m.Protocol})
+	}
+	return out, false
+}
+
+func resolveHTTP(list []HTTPMatch, deny bool) []HTTPMatch {
+	var out []HTTPMatch
+	for _, m := range list {
+		paths := m.Paths
+		m.Paths = nil
+		any := len(paths) == 0
+		for _, p := range paths {
+			if p.problem() == "" {
+				m.Paths = append(m.Paths, p)
+			} else if deny {
+				any = true
+			}
+		}
+		if any {
+			m.Paths = nil
+		} else if len(m.Paths) == 0 {
+			continue
+		}
+		out = append(out, m)
+	}
+	return out
+}
+
+// resolvePeer is false for a peer that matches nothing, and the zero Peer for
+// one that matches everything.
+func resolvePeer(p *Peer, deny, invalid bool) (Peer, bool) {
+	if p.isZero() {
+		return Peer{}, invalid
+	}
+	out := *p
+	for _, s := range []**Selector{&out.NamespaceSelector, &out.PodSelector, &out.ServiceAccountSelector} {
+		resolved, ok := resolveSelector(*s, deny)
+		if !ok {
+			return Peer{}, false
+		}
+		*s = resolved
+	}
+	if len(p.Networks) > 0 {
+		out.Networks = nil
+		for _, n := range p.Networks {
+			switch {
+			case n.valid():
+				out.Networks = append(out.Networks, n)
+			case deny:
+				out.Networks = append(out.Networks, n.widen()...)
+			}
+		}
+		if len(out.Networks) == 0 {
+			return Peer{}, false
+		}
+	}
+	if len(p.Entities) > 0 {
+		any := false
+		out.Entities = nil
+		for _, e := range p.Entities {
+			switch e {
+			case EntityCluster, EntityHost, EntityWorld:
+				out.Entities = append(out.Entities, e)
+			default:
+				any = any || deny
+			}
+		}
+		if any {
+			out.Entities = nil
+		} else if len(out.Entities) == 0 {
+			return Peer{}, false
+		}
+	}
+	if len(p.Principals) > 0 {
+		out.Principals = nil
+		for _, pattern := range p.Principals {
+			switch {
+			case validPrincipalPattern(pattern):
+				out.Principals = append(out.Principals, pattern)
+			case deny:
+				out.Principals = append(out.Principals, "*")
+			}
+		}
+		if len(out.Principals) == 0 {
+			return Peer{}, false
+		}
+	}
+	return out, true
+}
+
+// resolveSelector is false for a selector that matches nothing.
+func resolveSelector(s *Selector, deny bool) (*Selector, bool) {
+	if s == nil {
+		return nil, true
+	}
+	out := &Selector{}
+	for _, r := range s.Requirements {
+		switch {
+		case r.known():
+			out.Requirements = append(out.Requirements, r)
+		case !deny:
+			return nil, false
+		}
+	}
+	return out, true
+}
+
+// widen is what a network that cannot be resolved could mean.
+func (n *Network) widen() []Network {
+	var except []netip.Prefix
+	for _, e := range n.Except {
+		if validPrefix(e) {
+			except = append(except, e)
+		}
+	}
+	if validPrefix(n.Prefix) {
+		return []Network{{Prefix: n.Prefix, Except: except}}
+	}
+	return []Network{
+		{Prefix: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Except: except},
+		{Prefix: netip.PrefixFrom(netip.IPv6Unspecified(), 0), Except: except},
+	}
+}
