@@ -245,6 +245,9 @@ func matchNetworks(networks []Network, addr netip.Addr, deny bool) bool {
 // nothing.
 func (n *Network) couldContain(addr netip.Addr) bool {
 	addr = addr.Unmap().WithZone("")
+	if !addr.IsValid() {
+		return false
+	}
 	if validPrefix(n.Prefix) && !n.Prefix.Contains(addr) {
 		return false
 	}
@@ -254,6 +257,15 @@ func (n *Network) couldContain(addr netip.Addr) bool {
 		}
 	}
 	return true
+}
+
+// problem says why the entity cannot be resolved; empty when it can.
+func (e *Entity) problem() string {
+	switch *e {
+	case EntityCluster, EntityHost, EntityWorld:
+		return ""
+	}
+	return "it is none of cluster, host and world"
 }
 
 func matchEntities(entities []Entity, e *Endpoint, deny bool) bool {

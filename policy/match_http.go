@@ -25,7 +25,7 @@ func (v *view) requests(list []HTTPMatch, deny bool) Outcome {
 }
 
 func (m *HTTPMatch) matches(r *HTTPRequest, deny bool) bool {
-	return m.matchesMethod(r) && m.matchesPath(r, deny) && m.matchesHost(r) && m.matchesHeader(r)
+	return m.matchesMethod(r) && m.matchesPath(r, deny) && m.matchesHost(r, deny) && m.matchesHeader(r, deny)
 }
 
 func (m *HTTPMatch) matchesMethod(r *HTTPRequest) bool {
@@ -44,11 +44,17 @@ func (m *HTTPMatch) matchesPath(r *HTTPRequest, deny bool) bool {
 	return false
 }
 
-func (m *HTTPMatch) matchesHost(r *HTTPRequest) bool {
+func (m *HTTPMatch) matchesHost(r *HTTPRequest, deny bool) bool {
 	if len(m.Hosts) == 0 {
 		return true
 	}
 	for _, h := range m.Hosts {
+		if hostProblem(h) != "" {
+			if deny {
+				return true
+			}
+			continue
+		}
 		if matchHost(h, r.Host) {
 			return true
 		}
@@ -56,15 +62,19 @@ func (m *HTTPMatch) matchesHost(r *HTTPRequest) bool {
 	return false
 }
 
-func (m *HTTPMatch) matchesHeader(r *HTTPRequest) bool {
+func (m *HTTPMatch) matchesHeader(r *HTTPRequest, deny bool) bool {
 	if len(m.Headers) == 0 {
 		return true
 	}
-	if r.Header == nil {
-		return false
-	}
 	for i := range m.Headers {
-		if m.Headers[i].matches(r.Header(m.Headers[i].Name)) {
+		h := &m.Headers[i]
+		if h.problem() != "" {
+			if deny {
+				return true
+			}
+			continue
+		}
+		if r.Header != nil && h.matches(r.Header(h.Name)) {
 			return true
 		}
 	}
@@ -108,12 +118,28 @@ func (m *PathMatch) matches(path string, deny bool) bool {
 // matchHost compares a host without regard to ASCII case. A leading "*." stands
 // for one or more labels.
 func matchHost(pattern, host string) bool {
-	if len(pattern) > 2 && pattern[0] == '*' && pattern[1] == '.' {
+	if strings.HasPrefix(pattern, "*.") {
 		suffix := pattern[1:]
 		cut := len(host) - len(suffix)
 		return cut > 0 && equalFold(host[cut:], suffix)
 	}
-	return pattern != "" && equalFold(pattern, host)
+	return equalFold(pattern, host)
+}
+
+// hostProblem says why a host pattern cannot be resolved; empty when it can.
+func hostProblem(pattern string) string {
+	h := strings.TrimPrefix(pattern, "*.")
+	switch {
+	case h == "":
+		return "a host is not empty"
+	case strings.IndexByte(h, '*') >= 0:
+		return "'*' stands only for whole labels at the beginning, as in \"*.example.com\""
+	case strings.IndexByte(h, ':') >= 0 && h[0] != '[': // IPv6 addresses are in brackets
+		return "a host has no port"
+	case h[0] == '[' && h[len(h)-1] != ']':
+		return "a host has no port"
+	}
+	return ""
 }
 
 // equalFold compares ASCII letters without regard to case. It is not
@@ -135,6 +161,19 @@ func lower(c byte) byte {
 		return c + 'a' - 'A'
 	}
 	return c
+}
+
+// problem says why the match cannot be resolved; empty when it can.
+func (m *HeaderMatch) problem() string {
+	if m.Name == "" {
+		return "a header has a name"
+	}
+	for i := range len(m.Name) {
+		if m.Name[i] != lower(m.Name[i]) {
+			return "a header's name is in lower case"
+		}
+	}
+	return ""
 }
 
 // matches compares each value on its own: values are not joined or split.

@@ -122,24 +122,30 @@ func resolvePorts(ports []PortMatch, deny bool) ([]PortMatch, bool) {
 func resolveHTTP(list []HTTPMatch, deny bool) []HTTPMatch {
 	var out []HTTPMatch
 	for _, m := range list {
-		paths := m.Paths
-		m.Paths = nil
-		any := len(paths) == 0
-		for _, p := range paths {
-			if p.problem() == "" {
-				m.Paths = append(m.Paths, p)
-			} else if deny {
-				any = true
-			}
+		paths, okPaths := resolveList(m.Paths, deny, (*PathMatch).problem)
+		hosts, okHosts := resolveList(m.Hosts, deny, func(h *string) string { return hostProblem(*h) })
+		headers, okHeaders := resolveList(m.Headers, deny, (*HeaderMatch).problem)
+		if okPaths && okHosts && okHeaders {
+			out = append(out, HTTPMatch{Methods: m.Methods, Paths: paths, Hosts: hosts, Headers: headers})
 		}
-		if any {
-			m.Paths = nil
-		} else if len(m.Paths) == 0 {
-			continue
-		}
-		out = append(out, m)
 	}
 	return out
+}
+
+// resolveList is the entries without a problem; none of them, which means any,
+// when one with a problem counts as matching. It is false when nothing can
+// match.
+func resolveList[T any](list []T, deny bool, problem func(*T) string) ([]T, bool) {
+	var out []T
+	for i := range list {
+		switch {
+		case problem(&list[i]) == "":
+			out = append(out, list[i])
+		case deny:
+			return nil, true
+		}
+	}
+	return out, len(list) == 0 || len(out) > 0
 }
 
 // resolvePeer is false for a peer that matches nothing, and the zero Peer for
@@ -170,23 +176,11 @@ func resolvePeer(p *Peer, deny, invalid bool) (Peer, bool) {
 			return Peer{}, false
 		}
 	}
-	if len(p.Entities) > 0 {
-		any := false
-		out.Entities = nil
-		for _, e := range p.Entities {
-			switch e {
-			case EntityCluster, EntityHost, EntityWorld:
-				out.Entities = append(out.Entities, e)
-			default:
-				any = any || deny
-			}
-		}
-		if any {
-			out.Entities = nil
-		} else if len(out.Entities) == 0 {
-			return Peer{}, false
-		}
+	entities, ok := resolveList(p.Entities, deny, (*Entity).problem)
+	if !ok {
+		return Peer{}, false
 	}
+	out.Entities = entities
 	if len(p.Principals) > 0 {
 		out.Principals = nil
 		for _, pattern := range p.Principals {
@@ -223,17 +217,22 @@ func resolveSelector(s *Selector, deny bool) (*Selector, bool) {
 
 // widen is what a network that cannot be resolved could mean.
 func (n *Network) widen() []Network {
-	var except []netip.Prefix
-	for _, e := range n.Except {
-		if validPrefix(e) {
-			except = append(except, e)
+	prefixes := []netip.Prefix{n.Prefix}
+	if !validPrefix(n.Prefix) {
+		prefixes = []netip.Prefix{
+			netip.PrefixFrom(netip.IPv4Unspecified(), 0),
+			netip.PrefixFrom(netip.IPv6Unspecified(), 0),
 		}
 	}
-	if validPrefix(n.Prefix) {
-		return []Network{{Prefix: n.Prefix, Except: except}}
+	var out []Network
+	for _, p := range prefixes {
+		wide := Network{Prefix: p}
+		for _, e := range n.Except {
+			if validPrefix(e) && e.Addr().Is4() == p.Addr().Is4() {
+				wide.Except = append(wide.Except, e)
+			}
+		}
+		out = append(out, wide)
 	}
-	return []Network{
-		{Prefix: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Except: except},
-		{Prefix: netip.PrefixFrom(netip.IPv6Unspecified(), 0), Except: except},
-	}
+	return out
 }

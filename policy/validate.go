@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"strings"
 )
 
 // Validate reports everything in the set that its compiler should not have
@@ -136,8 +135,8 @@ func (c *checker) peer(place string, p *Peer) {
 		}
 	}
 	for _, e := range p.Entities {
-		if e != EntityCluster && e != EntityHost && e != EntityWorld {
-			c.report(place, "entity %q is none of cluster, host and world", e)
+		if problem := e.problem(); problem != "" {
+			c.report(place, "entity %q: %s", e, problem)
 		}
 	}
 }
@@ -149,22 +148,13 @@ func (c *checker) http(place string, m *HTTPMatch) {
 		}
 	}
 	for _, h := range m.Hosts {
-		if !validHost(h) {
-			c.report(place, "host %q must be lower case, without port, with '*' only as a leading \"*.\"", h)
+		if problem := hostProblem(h); problem != "" {
+			c.report(place, "host %q: %s", h, problem)
 		}
 	}
 	for _, h := range m.Headers {
-		if h.Name == "" || h.Name != strings.ToLower(h.Name) {
-			c.report(place, "header name %q must be lower case and not empty", h.Name)
+		if problem := h.problem(); problem != "" {
+			c.report(place, "header %q: %s", h.Name, problem)
 		}
 	}
-}
-
-func validHost(h string) bool {
-	h = strings.TrimPrefix(h, "*.")
-	if h == "" || strings.Contains(h, "*") || h != strings.ToLower(h) {
-		return false
-	}
-	// An IPv6 address in brackets has colons but no port.
-	return strings.HasPrefix(h, "[") && strings.HasSuffix(h, "]") || !strings.Contains(h, ":")
 }
