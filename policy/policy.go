@@ -7,6 +7,25 @@
 // comes about (control/compile), how it travels (internal/wire) or how the
 // kernel enforces it (node/firewall).
 //
+// # What cannot be resolved
+//
+// A rule, or a part of one, that has no meaning (Invalid is set, an operator
+// that is not known, a port range that ends before it begins) never matches in
+// an Allow, Pass or Log, and always matches in a Deny. Compilers and
+// internal/wire keep such parts out (see Validate); that Evaluate is safe with
+// them is the second lock.
+//
+// # HTTP rules and flows that are not HTTP
+//
+// A rule with an HTTP part is about requests. It does not match a flow that is
+// known not to be HTTP, whatever its action: to close a port, deny it without an
+// HTTP part.
+//
+// # The kubelet and the pod itself
+//
+// What comes to a pod from the node on which it runs is allowed before any
+// policy, requests included, and so is what a pod sends to itself.
+//
 // Zero values deny: the zero Action, the zero Verdict and the zero Mode are the
 // strict ones, so that a forgotten field closes rather than opens.
 package policy
@@ -181,7 +200,12 @@ type Rule struct {
 	// Name is the user's name for it, or its place, such as "ingress[0]".
 	Name   string
 	Action Action
-	// Invalid is the reason why this rule could not be resolved (see Policy.Invalid).
+	// Invalid is the reason why this rule could not be resolved (see
+	// Policy.Invalid). Of such a rule the compiler leaves out what could not be
+	// resolved, so that what remains is all that the rule could mean: no
+	// requirement for one that cannot be parsed, no port for a list with a bad
+	// port, no peer (or an empty one) for a list with a peer that could be
+	// anyone. An Allow, Pass or Log that is Invalid matches nothing anyway.
 	Invalid string
 
 	// AnyPeer says that peers do not matter. When false and Peers is empty the
@@ -300,8 +324,8 @@ type PortMatch struct {
 type HTTPMatch struct {
 	Methods []string // exact, case-sensitive (RFC 9110 section 9.1)
 	Paths   []PathMatch
-	Hosts   []string // lower case, without port; a leading "*." matches one or more labels
-	Headers []HeaderMatch
+	Hosts   []string      // lower case, without port; a leading "*." matches one or more labels
+	Headers []HeaderMatch // one of them matches
 }
 
 // PathMatchType says how a path is compared.

@@ -10,8 +10,8 @@ import (
 // written, each with its place. Evaluate is safe with an invalid set (what it
 // cannot resolve never allows); a program that receives one should refuse it.
 //
-// Rules that are marked Invalid may hold parts that cannot be resolved; others
-// may not.
+// No rule may hold parts that cannot be resolved, not even one that is marked
+// Invalid: see Rule.Invalid.
 func (s *Set) Validate() error {
 	if s == nil {
 		return errors.New("policy set: is nil")
@@ -86,13 +86,11 @@ func (c *checker) rule(place string, invalid bool, r *Rule) {
 		c.report(place, "any peer and a list of peers exclude each other")
 	}
 	for i := range r.Peers {
-		c.peerSet(fmt.Sprintf("%s, peer %d", place, i), &r.Peers[i])
-	}
-	if invalid || r.Invalid != "" {
-		return
-	}
-	for i := range r.Peers {
-		c.peer(fmt.Sprintf("%s, peer %d", place, i), &r.Peers[i])
+		at := fmt.Sprintf("%s, peer %d", place, i)
+		if r.Peers[i].isZero() && !invalid && r.Invalid == "" {
+			c.report(at, "it is empty and would match nothing")
+		}
+		c.peer(at, &r.Peers[i])
 	}
 	for i := range r.Ports {
 		if problem := r.Ports[i].problem(); problem != "" {
@@ -104,15 +102,9 @@ func (c *checker) rule(place string, invalid bool, r *Rule) {
 	}
 }
 
-func (c *checker) peerSet(place string, p *Peer) {
+func (c *checker) peer(place string, p *Peer) {
 	if p.SelectsWorkloads() != (p.PeerSet != "") {
 		c.report(place, "a peer has a peer set if and only if it selects workloads")
-	}
-}
-
-func (c *checker) peer(place string, p *Peer) {
-	if p.isZero() {
-		c.report(place, "it is empty and would match nothing")
 	}
 	for _, s := range []*Selector{p.NamespaceSelector, p.PodSelector, p.ServiceAccountSelector} {
 		if s == nil {
