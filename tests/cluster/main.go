@@ -32,6 +32,13 @@ const usage = `usage: cluster COMMAND, from within a checkout of Hauberk
 `
 
 func main() {
+	if filepath.Base(os.Args[0]) == host.NoDADPlugin {
+		if err := host.RunNoDADPlugin(); err != nil {
+			// A plugin's error goes to its output, in the form CNI prescribes.
+			fmt.Printf("{\"cniVersion\": \"1.0.0\", \"code\": 100, \"msg\": %q}\n", err.Error())
+			os.Exit(1)
+		}
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:])
 	stop()

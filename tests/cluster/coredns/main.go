@@ -17,11 +17,12 @@ import (
 	_ "github.com/coredns/coredns/plugin/metrics"
 	_ "github.com/coredns/coredns/plugin/ready"
 	_ "github.com/coredns/coredns/plugin/reload"
+	_ "github.com/coredns/coredns/plugin/template"
 )
 
 func main() {
 	dnsserver.Directives = []string{
-		"reload", "ready", "health", "prometheus", "errors", "loop", "cache", "loadbalance", "kubernetes",
+		"reload", "ready", "health", "prometheus", "errors", "loop", "cache", "loadbalance", "kubernetes", "template",
 	}
 	coremain.Run()
 }

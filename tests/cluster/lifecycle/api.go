@@ -162,6 +162,9 @@ func (p *probe) nodesReady(ctx context.Context) error {
 // namespace, the way the API server reaches a webhook: through a node's
 // kube-proxy to a pod.
 func (p *probe) dnsAnswers(ctx context.Context) error {
+	// The poll comes again; waiting for a lost datagram would only be slower.
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
 	server := p.plan.DNSAddress()[0].String() + ":53"
 	resolver := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
 		return dialIn(ctx, plan.ControlPlane, network, server)

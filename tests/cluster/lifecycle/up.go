@@ -262,6 +262,13 @@ func (u *upRun) layPlugins(n plan.Node) error {
 			return fmt.Errorf("lay out CNI plugins of %s: %w", n.Name, err)
 		}
 	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	if err := copyFile(self, filepath.Join(plan.NodeDir(n.Name), "cni-bin", host.NoDADPlugin)); err != nil {
+		return fmt.Errorf("lay out the primary CNI plugin of %s: %w", n.Name, err)
+	}
 	return writeWhole(filepath.Join(plan.NodeDir(n.Name), "cni-conf", render.ConflistName), []byte(render.Conflist(u.plan, n)), 0o644)
 }
 

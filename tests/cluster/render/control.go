@@ -53,6 +53,7 @@ func controlPlane(c plan.Cluster, bin string) []Process {
 		"--authorization-kubeconfig=" + KubeconfigPath(at, "kube-controller-manager"),
 		"--bind-address=" + api,
 		"--leader-elect=false",
+		"--node-monitor-period=1s", // a node that is ready takes pods at once
 		"--use-service-account-credentials=true",
 		"--service-account-private-key-file=" + pki("service-account.key"),
 		"--root-ca-file=" + pki("ca.crt"),

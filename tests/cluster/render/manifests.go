@@ -16,6 +16,9 @@ const Corefile = `.:53 {
         pods insecure
         ttl 5
     }
+    template ANY ANY {
+        rcode NXDOMAIN
+    }
     prometheus :9153
     cache 5
     loop

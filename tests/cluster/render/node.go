@@ -14,6 +14,8 @@ const (
 	CNIConfDir       = "/etc/cni/net.d"
 	// ConflistName is the primary network's file in CNIConfDir.
 	ConflistName = "10-hauberk-test.conflist"
+	// PrimaryPlugin is ptp, started by the cluster program (see package host).
+	PrimaryPlugin = "ptp-nodad"
 )
 
 // nodeProcesses are a node's processes in the order of their start.
@@ -102,11 +104,10 @@ func kubeletConfig(c plan.Cluster, n plan.Node) string {
 		"cgroupsPerQOS":            true,
 		"failCgroupV1":             false,
 		"enforceNodeAllocatable":   []any{},
-		// The node shares the machine's disk and memory; it must not take the
-		// one for full or the other for its own.
-		"localStorageCapacityIsolation": false,
-		"failSwapOn":                    false,
-		"evictionHard":                  map[string]any{"memory.available": "50Mi", "nodefs.available": "0%", "nodefs.inodesFree": "0%", "imagefs.available": "0%"},
+		// The node shares the machine's disk and memory; it must not evict for
+		// what others take of them.
+		"failSwapOn":   false,
+		"evictionHard": map[string]any{"memory.available": "50Mi", "nodefs.available": "0%", "nodefs.inodesFree": "0%", "imagefs.available": "0%"},
 		// Images come by hand and never again by themselves.
 		"imageGCHighThresholdPercent": 100,
 		"imageGCLowThresholdPercent":  99,
@@ -164,7 +165,7 @@ func Conflist(c plan.Cluster, n plan.Node) string {
 		"name":       "hauberk-test",
 		"plugins": []any{
 			map[string]any{
-				"type":   "ptp",
+				"type":   PrimaryPlugin,
 				"ipMasq": false,
 				"mtu":    1500,
 				"ipam":   map[string]any{"type": "host-local", "dataDir": "/var/lib/cni/networks", "ranges": ranges, "routes": routes},
