@@ -338,6 +338,11 @@ func (v *view) ports(ports []PortMatch, deny bool) bool {
 	return false
 }
 
+// known reports whether rules can name the protocol.
+func (p Protocol) known() bool {
+	return p == TCP || p == UDP || p == SCTP || p == ICMP || p == ICMPv6
+}
+
 // problem says what of the match cannot be resolved; empty when all can.
 func (m *PortMatch) problem() string {
 	icmp := m.Protocol == ICMP || m.Protocol == ICMPv6
@@ -363,7 +368,7 @@ func (m *PortMatch) problem() string {
 
 func (m *PortMatch) matches(f *Flow, deny bool) bool {
 	if m.problem() != "" {
-		return deny && (m.Protocol == AnyProtocol || m.Protocol == f.Protocol)
+		return deny && (!m.Protocol.known() || m.Protocol == f.Protocol)
 	}
 	if m.Protocol != f.Protocol {
 		return false

@@ -11,7 +11,12 @@ func (v *view) requests(list []HTTPMatch, deny bool) Outcome {
 		return Yes
 	}
 	if v.unknown&UnknownHTTP != 0 {
-		return Maybe
+		for i := range list {
+			if deny || list[i].resolvable() {
+				return Maybe
+			}
+		}
+		return No
 	}
 	if v.flow.HTTP == nil || v.none&UnknownHTTP != 0 {
 		return No
@@ -22,6 +27,23 @@ func (v *view) requests(list []HTTPMatch, deny bool) Outcome {
 		}
 	}
 	return No
+}
+
+// resolvable reports whether an entry of each list that is not empty can be
+// resolved: else no request matches.
+func (m *HTTPMatch) resolvable() bool {
+	return resolvable(m.Paths, (*PathMatch).problem) &&
+		resolvable(m.Hosts, func(h *string) string { return hostProblem(*h) }) &&
+		resolvable(m.Headers, (*HeaderMatch).problem)
+}
+
+func resolvable[T any](list []T, problem func(*T) string) bool {
+	for i := range list {
+		if problem(&list[i]) == "" {
+			return true
+		}
+	}
+	return len(list) == 0
 }
 
 func (m *HTTPMatch) matches(r *HTTPRequest, deny bool) bool {

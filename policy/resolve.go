@@ -111,7 +111,7 @@ func resolvePorts(ports []PortMatch, deny bool) ([]PortMatch, bool) {
 		if !deny {
 			continue
 		}
-		if m.Protocol == AnyProtocol {
+		if !m.Protocol.known() {
 			return nil, true
 		}
 		out = append(out, PortMatch{Protocol: m.Protocol})

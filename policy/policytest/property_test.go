@@ -1,0 +1,259 @@
+package policytest_test
+
+import (
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"pgregory.net/rapid"
+
+	"github.com/hauberk-mesh/hauberk/policy"
+	"github.com/hauberk-mesh/hauberk/policy/policytest"
+)
+
+func direction(t *rapid.T) policy.Direction {
+	return rapid.SampledFrom([]policy.Direction{policy.Ingress, policy.Egress}).Draw(t, "direction")
+}
+
+// The fast evaluator decides as the naive one, by the same rule.
+func TestEvaluateIsNaive(t *testing.T) {
+	for name, sets := range map[string]*rapid.Generator[*policy.Set]{"valid": policytest.Set(), "broken": policytest.BrokenSet()} {
+		t.Run(name, rapid.MakeCheck(func(t *rapid.T) {
+			s, f, d := sets.Draw(t, "set"), policytest.Flow().Draw(t, "flow"), direction(t)
+			got, want := s.Evaluate(d, f), policytest.Evaluate(s, d, f)
+			ignore := cmpopts.IgnoreFields(policy.Verdict{}, "Reason")
+			if diff := cmp.Diff(want, got, ignore, cmpopts.EquateEmpty()); diff != "" {
+				t.Fatalf("%s\n-naive +fast:\n%s", s.Explain(d, f), diff)
+			}
+			if got.Reason == "" {
+				t.Fatal("the verdict has no reason")
+			}
+		}))
+	}
+}
+
+// Every rule that Explain calls matched is one that decides or logs, and the
+// trace ends where the verdict was found.
+func TestExplainAgreesWithEvaluate(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s, f, d := policytest.BrokenSet().Draw(t, "set"), policytest.Flow().Draw(t, "flow"), direction(t)
+		trace, want := s.Explain(d, f), s.Evaluate(d, f)
+		if diff := cmp.Diff(want, trace.Verdict); diff != "" {
+			t.Fatal(diff)
+		}
+		var decided policy.RuleRef
+		for _, tier := range trace.Tiers {
+			decided = policy.RuleRef{Tier: tier.Name}
+			for _, p := range tier.Policies {
+				for _, r := range p.Rules {
+					if r.Matched() && p.Mode == policy.Enforce && r.Action != policy.Log {
+						decided = policy.RuleRef{Tier: tier.Name, Policy: p.Ref, Rule: r.Name}
+					}
+				}
+			}
+		}
+		if want.Tier == "" {
+			return
+		}
+		if got := (policy.RuleRef{Tier: want.Tier, Policy: want.Policy, Rule: want.Rule}); got != decided {
+			t.Fatalf("the trace ends with %v, the verdict with %v\n%s", decided, got, trace)
+		}
+	})
+}
+
+// A resolved set decides alike, and has nothing in it that cannot be resolved.
+func TestResolveKeepsMeaning(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s, f, d := policytest.BrokenSet().Draw(t, "set"), policytest.Flow().Draw(t, "flow"), direction(t)
+		resolved := s.Resolve()
+		got, want := resolved.Evaluate(d, f), s.Evaluate(d, f)
+		ignore := cmpopts.IgnoreFields(policy.Verdict{}, "Reason", "Audit")
+		if diff := cmp.Diff(want, got, ignore); diff != "" {
+			t.Fatalf("-set +resolved:\n%s", diff)
+		}
+		if got.Audit != nil {
+			t.Fatal("a policy in Audit mode was left")
+		}
+		for _, u := range []policy.Unknown{policy.UnknownHTTP, policy.UnknownIdentity, policy.UnknownL7} {
+			if got, want := resolved.ProjectUnknown(d, f, u), s.ProjectUnknown(d, f, u); got != want {
+				t.Fatalf("projection with %b unknown: resolved %s, set %s", u, got, want)
+			}
+		}
+		for _, tiers := range [][]policy.Tier{resolved.Ingress, resolved.Egress} {
+			for i := range tiers {
+				for j := range tiers[i].Policies {
+					for k := range tiers[i].Policies[j].Rules {
+						for l := range tiers[i].Policies[j].Rules[k].Peers {
+							p := &tiers[i].Policies[j].Rules[k].Peers[l]
+							p.PeerSet = p.SelectorDigest() // widened selectors have others
+						}
+					}
+				}
+			}
+		}
+		if err := resolved.Validate(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// completions are all ways of completing a flow, from alphabets that hold all
+// that the generators put into rules and one value unlike any.
+func completions(d policy.Direction, f *policy.Flow) []*policy.Flow {
+	principals := []string{"", "unlike",
+		"spiffe://cluster.local/ns/red/sa/front", "spiffe://cluster.local/ns/red/sa/back",
+		"spiffe://other.example/ns/red/sa/front", "spiffe://cluster.local/x", "spiffe://cluster.local/ns/red/sa/frontier"}
+	headers := [][]string{nil, {"3"}, {"1"}, {"2"}, {"1", "2"}}
+	var requests []*policy.HTTPRequest
+	for _, method := range []string{"GET", "PUT", "unlike"} {
+		for _, path := range []string{"*", "/", "/a", "/a/", "/a/b", "/a/b/", "/a/b/c", "/ab", "/ab/c", "/a/c", "/c"} {
+			for _, host := range []string{"x.example", "y.x.example", "z.x.example", "unlike"} {
+				for _, one := range headers {
+					for _, two := range headers {
+						sent := map[string][]string{"x-one": one, "x-two": two}
+						requests = append(requests, &policy.HTTPRequest{Method: method, Path: path, Host: host,
+							Header: func(name string) []string { return sent[name] }})
+					}
+				}
+			}
+		}
+	}
+	if f.Protocol != policy.TCP {
+		principals, requests = principals[:1], nil
+	}
+	var out []*policy.Flow
+	for _, principal := range principals {
+		for _, r := range append([]*policy.HTTPRequest{nil}, requests...) {
+			c := *f
+			c.HTTP, c.MTLS = r, principal != ""
+			if d == policy.Ingress {
+				c.Source.Principal = principal
+			} else {
+				c.Destination.Principal = principal
+			}
+			out = append(out, &c)
+		}
+	}
+	return out
+}
+
+func enumerate(s *policy.Set, d policy.Direction, flows []*policy.Flow) policy.Projection {
+	allowed, denied := false, false
+	for _, f := range flows {
+		if s.Evaluate(d, f).Action == policy.Allow {
+			allowed = true
+		} else {
+			denied = true
+		}
+		if allowed && denied {
+			return policy.Mixed
+		}
+	}
+	if allowed {
+		return policy.AllAllowed
+	}
+	return policy.AllDenied
+}
+
+// Project never claims what is not so, is exact when no unknown part stands
+// before another, and ProjectExact is what enumeration finds.
+func TestProjectionIsEnumeration(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s, f, d := policytest.Set().Draw(t, "set"), policytest.Flow().Draw(t, "flow"), direction(t)
+		want := enumerate(s, d, completions(d, f))
+		got := s.Project(d, f)
+		if got != policy.Mixed && got != want {
+			t.Fatalf("project says %s, enumeration %s\n%s", got, want, s.Explain(d, f))
+		}
+		exact, ok := s.ProjectExact(d, f)
+		if ok && exact != want || !ok && exact != policy.Mixed {
+			t.Fatalf("project exact says %s (%v), enumeration %s\n%s", exact, ok, want, s.Explain(d, f))
+		}
+		if maybes(s, d, f) <= 1 && got != want {
+			t.Fatalf("project says %s, enumeration %s, and at most one rule is unknown\n%s", got, want, s.Explain(d, f))
+		}
+	})
+}
+
+// maybes counts the enforcing rules that the packet does not decide.
+func maybes(s *policy.Set, d policy.Direction, f *policy.Flow) int {
+	n := 0
+	for _, tier := range s.Tiers(d) {
+		for i := range tier.Policies {
+			p := &tier.Policies[i]
+			for j := range p.Rules {
+				if p.Mode == policy.Enforce && p.Rules[j].Action != policy.Log && p.Rules[j].L4(p, d, f) == policy.Maybe {
+					n++
+				}
+			}
+		}
+	}
+	return n
+}
+
+// Without L7 conditions the projection is the evaluation.
+func TestProjectionOfL4IsEvaluate(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s, f, d := policytest.SetL4().Draw(t, "set"), policytest.Flow().Draw(t, "flow"), direction(t)
+		want := policy.AllDenied
+		if s.Evaluate(d, f).Action == policy.Allow {
+			want = policy.AllAllowed
+		}
+		if got := s.Project(d, f); got != want {
+			t.Fatalf("got %s, want %s\n%s", got, want, s.Explain(d, f))
+		}
+	})
+}
+
+// When a connection's identity is known its projection bounds each request.
+func TestProjectConnectionBoundsRequests(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s, f, d := policytest.Set().Draw(t, "set"), policytest.Flow().Draw(t, "flow"), direction(t)
+		p, v := s.ProjectConnection(d, f), s.Evaluate(d, f)
+		if p == policy.AllAllowed && v.Action != policy.Allow || p == policy.AllDenied && v.Action == policy.Allow {
+			t.Fatalf("the connection is %s but the request: %s", p, v)
+		}
+		if l4 := s.Project(d, f); l4 != policy.Mixed && l4 != p {
+			t.Fatalf("packets say %s, the connection %s", l4, p)
+		}
+	})
+}
+
+// A rule's outcome for packets bounds what it does with every completion.
+func TestRuleL4(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s, f, d := policytest.BrokenSet().Draw(t, "set"), policytest.Flow().Draw(t, "flow"), direction(t)
+		for _, tier := range s.Tiers(d) {
+			for i := range tier.Policies {
+				p := &tier.Policies[i]
+				for j := range p.Rules {
+					alone := policy.Policy{Ref: p.Ref, Invalid: p.Invalid, Rules: []policy.Rule{p.Rules[j]}}
+					alone.Rules[0].Action = policy.Deny
+					if p.Rules[j].Action != policy.Deny {
+						continue
+					}
+					one := &policy.Set{DefaultAction: policy.Allow}
+					only := []policy.Tier{{Name: "one", DefaultAction: policy.Pass, Policies: []policy.Policy{alone}}}
+					one.Ingress, one.Egress = only, only
+					trace := one.Explain(d, f)
+					if len(trace.Tiers) == 0 {
+						return // decided before any policy
+					}
+					matched := trace.Tiers[0].Policies[0].Rules[0].Matched()
+					switch got := p.Rules[j].L4(p, d, f); {
+					case got == policy.No && matched, got == policy.Yes && !matched:
+						t.Fatalf("packets say %s, the rule matched: %v", got, matched)
+					}
+				}
+			}
+		}
+	})
+}
+
+func TestGeneratedSetsAreValid(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		if err := policytest.Set().Draw(t, "set").Validate(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
