@@ -30,6 +30,11 @@ const (
 	signTimeout = 20 * time.Second
 	maxToken    = 64 << 10 // bytes
 
+	// pause is the least time between two SVIDs when roots that do not cover
+	// the present one ask for another: roots and CA that disagree for long must
+	// not make the whole mesh hammer the CA.
+	pause = 10 * time.Second
+
 	defaultMinBackoff = 500 * time.Millisecond
 	defaultMaxBackoff = 30 * time.Second
 )
@@ -138,7 +143,7 @@ func (r *Renewer) Run(ctx context.Context) error {
 			next := renewAt(leaf, time.Now())
 			r.opts.Log.Info("identity issued", "spiffe_id", svid.ID.String(), "serial", leaf.SerialNumber.Text(16),
 				"expires", leaf.NotAfter, "renew_at", next)
-			if err := r.waitForRenewal(ctx, next); err != nil {
+			if err := r.waitForRenewal(ctx, time.Now(), next); err != nil {
 				return nil
 			}
 			continue
@@ -155,15 +160,15 @@ func (r *Renewer) Run(ctx context.Context) error {
 
 // waitForRenewal returns when the SVID is due or no longer covered by the roots;
 // with an error when ctx ends.
-func (r *Renewer) waitForRenewal(ctx context.Context, due time.Time) error {
+func (r *Renewer) waitForRenewal(ctx context.Context, issued, due time.Time) error {
 	for {
 		updated := r.source.Updated()
 		svid, _ := r.source.Current()
 		if time.Now().Before(svid.Certificates[0].NotAfter) {
 			if _, err := r.source.VerifyPeer(svid.Certificates, x509.ExtKeyUsageServerAuth); err != nil {
 				r.opts.Log.Info("trust roots no longer cover the identity, renewing", "error", err)
-				// The CA may be slower than the roots to change; do not spin.
-				return sleep(ctx, r.opts.MinBackoff, nil)
+				wait := max(r.opts.MinBackoff, pause-time.Since(issued))
+				return sleep(ctx, wait/2+rand.N(wait/2+1), nil)
 			}
 		}
 		wait := time.Until(due)
