@@ -23,11 +23,12 @@ const multiportMax = 15
 // Rules is what a pod's annotations change about its redirection. The zero
 // Rules redirect everything.
 type Rules struct {
-	ExcludeInboundPorts, ExcludeOutboundPorts []uint16
-	ExcludeOutboundCIDRs                      []netip.Prefix
+	ExcludeInboundPorts  []uint16       `json:"excludeInboundPorts,omitempty"`
+	ExcludeOutboundPorts []uint16       `json:"excludeOutboundPorts,omitempty"`
+	ExcludeOutboundCIDRs []netip.Prefix `json:"excludeOutboundCIDRs,omitempty"`
 	// IncludeInboundPorts limits inbound redirection to these ports; empty means
 	// all.
-	IncludeInboundPorts []uint16
+	IncludeInboundPorts []uint16 `json:"includeInboundPorts,omitempty"`
 }
 
 func (r Rules) validate() error {
