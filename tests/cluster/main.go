@@ -65,42 +65,39 @@ func run(ctx context.Context, args []string) error {
 		return nil
 	}
 	r := report.New(os.Stderr, report.Watched(os.Stderr))
+	if command == "status" {
+		if err := host.CheckRoot(); err != nil {
+			return err
+		}
+		return lifecycle.Status(ctx, os.Stdout)
+	}
+	checkout, err := here()
+	if err != nil {
+		return err
+	}
 	switch command {
 	case "up":
 		nodes, err := nodeCount(args)
 		if err != nil {
 			return err
 		}
-		checkout, err := here()
-		if err != nil {
-			return err
-		}
 		return lifecycle.Locked(r, func() error { return lifecycle.Up(ctx, checkout, nodes, r) })
 	case "down":
-		checkout, err := here()
-		if err != nil {
-			return err
-		}
 		return lifecycle.Locked(r, func() error { return lifecycle.Down(checkout, r) })
 	case "load":
 		if err := host.CheckRoot(); err != nil {
 			return err
 		}
-		return lifecycle.Load(ctx, args, r)
-	case "status":
-		if err := host.CheckRoot(); err != nil {
-			return err
-		}
-		return lifecycle.Status(ctx, os.Stdout)
+		return lifecycle.Load(ctx, checkout, args, r)
 	case "exec-node":
-		if err := host.CheckRoot(); err != nil {
-			return err
-		}
 		space, cmd, err := nodeCommand(args)
 		if err != nil {
 			return err
 		}
-		return lifecycle.ExecNode(space, cmd)
+		if err := host.CheckRoot(); err != nil {
+			return err
+		}
+		return lifecycle.ExecNode(checkout, space, cmd)
 	}
 	return fmt.Errorf("unknown command %q\n%s", command, usage)
 }

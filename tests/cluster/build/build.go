@@ -15,6 +15,7 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/hauberk-mesh/hauberk/tests/cluster/image"
 	"github.com/hauberk-mesh/hauberk/tests/cluster/plan"
@@ -128,6 +129,7 @@ func (b builder) all(name, dir string, targets []target) (string, error) {
 		}
 	}
 	if len(missing) == 0 {
+		b.prune(name, out)
 		return out, nil
 	}
 	if err := os.MkdirAll(out, 0o755); err != nil {
@@ -146,6 +148,19 @@ func (b builder) all(name, dir string, targets []target) (string, error) {
 		}
 	}
 	return out, nil
+}
+
+// prune marks the folder as used and removes its predecessors which nobody
+// has used for a month. It is tidiness only: what fails is left for later.
+func (b builder) prune(name, used string) {
+	now := time.Now()
+	_ = os.Chtimes(used, now, now)
+	folders, _ := filepath.Glob(filepath.Join(b.base, name+"-*"))
+	for _, folder := range folders {
+		if info, err := os.Stat(folder); err == nil && folder != used && now.Sub(info.ModTime()) > 30*24*time.Hour {
+			_ = os.RemoveAll(folder)
+		}
+	}
 }
 
 func (b builder) one(dir, out string, t target) error {

@@ -16,9 +16,8 @@ import (
 
 // hierarchy is one mounted cgroup file system.
 type hierarchy struct {
-	dir         string
-	v2          bool
-	controllers []string // of a version 1 hierarchy
+	dir string
+	v2  bool
 }
 
 // hierarchies reads the machine's cgroup mounts.
@@ -36,15 +35,11 @@ func parseHierarchies(lines *bufio.Scanner) ([]hierarchy, error) {
 	seen := map[string]bool{}
 	for lines.Scan() {
 		f := strings.Fields(lines.Text())
-		if len(f) < 4 || (f[2] != "cgroup" && f[2] != "cgroup2") || seen[f[1]] || !strings.HasPrefix(f[1], "/sys/fs/cgroup") {
+		if len(f) < 3 || (f[2] != "cgroup" && f[2] != "cgroup2") || seen[f[1]] || !strings.HasPrefix(f[1], "/sys/fs/cgroup") {
 			continue
 		}
 		seen[f[1]] = true
-		h := hierarchy{dir: f[1], v2: f[2] == "cgroup2"}
-		if !h.v2 {
-			h.controllers = strings.Split(f[3], ",")
-		}
-		hs = append(hs, h)
+		hs = append(hs, hierarchy{dir: f[1], v2: f[2] == "cgroup2"})
 	}
 	return hs, lines.Err()
 }
@@ -81,7 +76,7 @@ func MakeCgroups(spaces []string) error {
 				parent := dir
 				dir = filepath.Join(dir, part)
 				if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-					return fmt.Errorf("make cgroup: %w", err)
+					return fmt.Errorf("make cgroup: %w (in a container: it must be privileged and have a writable /sys/fs/cgroup)", err)
 				}
 				if err := inheritCPUSet(parent, dir); err != nil {
 					return err

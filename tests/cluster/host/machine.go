@@ -61,6 +61,12 @@ func missingPackages() []string {
 // InstallPackages installs what is missing and lets no service of it start,
 // neither now nor when the machine boots.
 func InstallPackages(ctx context.Context, r *report.Reporter) error {
+	if text, err := os.ReadFile(policyPath); err == nil && string(text) == policyText {
+		// A run that was killed has left it.
+		if err := os.Remove(policyPath); err != nil {
+			return err
+		}
+	}
 	missing := missingPackages()
 	if len(missing) == 0 {
 		return nil
@@ -68,7 +74,7 @@ func InstallPackages(ctx context.Context, r *report.Reporter) error {
 	if _, err := exec.LookPath("apt-get"); err != nil {
 		return fmt.Errorf("this machine lacks what Debian calls %s, and has no apt-get to install it: install the equivalents by hand", strings.Join(missing, " "))
 	}
-	if text, err := os.ReadFile(policyPath); errors.Is(err, os.ErrNotExist) || string(text) == policyText {
+	if !exists(policyPath) {
 		if err := os.WriteFile(policyPath, []byte(policyText), 0o755); err != nil {
 			return err
 		}

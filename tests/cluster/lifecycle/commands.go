@@ -47,8 +47,8 @@ func Down(checkout Checkout, r *report.Reporter) error {
 }
 
 // Load imports image archives, of Docker's or OCI's format, into every node.
-func Load(ctx context.Context, archives []string, r *report.Reporter) error {
-	o, err := readOwner()
+func Load(ctx context.Context, checkout Checkout, archives []string, r *report.Reporter) error {
+	o, err := readOwn(checkout)
 	if err != nil {
 		return err
 	}
@@ -150,8 +150,8 @@ func Status(ctx context.Context, w io.Writer) error {
 }
 
 // ExecNode becomes the command, within the node or the control plane.
-func ExecNode(space string, command []string) error {
-	o, err := readOwner()
+func ExecNode(checkout Checkout, space string, command []string) error {
+	o, err := readOwn(checkout)
 	if err != nil {
 		return err
 	}

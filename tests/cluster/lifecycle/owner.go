@@ -82,6 +82,15 @@ func readOwner() (owner, error) {
 	return o, nil
 }
 
+// readOwn is readOwner for those who mean the checkout's own cluster.
+func readOwn(checkout Checkout) (owner, error) {
+	o, err := readOwner()
+	if err == nil && o.Checkout != checkout.Dir {
+		err = fmt.Errorf("the cluster on this machine is that of %s, not of %s: replace it with 'make cluster'", o.Checkout, checkout.Dir)
+	}
+	return o, err
+}
+
 func writeOwner(o owner) error {
 	text, err := json.MarshalIndent(o, "", "  ")
 	if err != nil {
