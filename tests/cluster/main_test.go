@@ -79,9 +79,9 @@ func TestLifecycle(t *testing.T) {
 		t.Fatal("HAUBERK_CLUSTER_TEST=1 needs root")
 	}
 	h := newHarness(t)
-	before := h.machine()
 	h.must(0, "down")
 	h.nothingLeft()
+	before := h.machine()
 
 	h.must(0, "up", "2")
 	first := h.uid()
