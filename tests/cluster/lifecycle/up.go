@@ -144,7 +144,7 @@ func (u *upRun) keep(ctx context.Context, o owner) error {
 			return err
 		}
 	}
-	if err := u.await(ctx, "the whole cluster works", mendWait, func(ctx context.Context) error { return p.whole(ctx, u.all()) }); err != nil {
+	if err := u.awaitWhole(ctx, p, mendWait); err != nil {
 		return err
 	}
 	u.report.Say("the cluster is up again: %d nodes, kubeconfig %s", u.plan.Nodes, u.checkout.Kubeconfig())
@@ -199,23 +199,14 @@ func (u *upRun) fresh(ctx context.Context) error {
 	for _, n := range u.plan.Workers() {
 		go func() { nodes <- u.startRuntime(ctx, p, n) }()
 	}
-	control := u.startControlPlane(ctx, p)
+	wrong := u.startAPI(ctx, p)
 	for range u.plan.Nodes {
-		control = errors.Join(control, <-nodes)
+		wrong = errors.Join(wrong, <-nodes)
 	}
-	if control != nil {
-		return control
+	if wrong != nil {
+		return wrong
 	}
-	for _, n := range u.plan.Workers() {
-		for _, proc := range u.config.Nodes[n.Name][1:] {
-			if err := host.Start(proc, u.checkout.Log(proc.Name)); err != nil {
-				return err
-			}
-		}
-	}
-	err = u.report.During("nodes ready, DNS answers", func() error {
-		return u.await(ctx, "the whole cluster works", wholeWait, func(ctx context.Context) error { return p.whole(ctx, u.all()) })
-	})
+	err = u.report.During("start controllers and nodes, DNS answers", func() error { return u.startRest(ctx, p) })
 	if err != nil {
 		return err
 	}
@@ -329,30 +320,49 @@ func (u *upRun) startRuntime(ctx context.Context, p *probe, n plan.Node) error {
 	})
 }
 
-// startControlPlane starts etcd, the API server and the others and makes the
-// objects of a fresh cluster.
-func (u *upRun) startControlPlane(ctx context.Context, p *probe) error {
-	for _, proc := range u.config.ControlPlane {
+// startAPI starts etcd and the API server and makes the Node objects.
+func (u *upRun) startAPI(ctx context.Context, p *probe) error {
+	for _, proc := range u.config.ControlPlane[:apiProcesses] {
 		if err := u.report.During("start "+proc.Name, func() error { return u.start(ctx, p, proc) }); err != nil {
 			return err
 		}
-		if proc.Name != "kube-apiserver" {
-			continue
-		}
-		err := u.report.During("make the first objects", func() error {
-			for _, objects := range []string{u.config.NodeList, u.config.Manifests} {
-				err := u.await(ctx, "the first objects are accepted", componentWait, func(ctx context.Context) error { return u.apply(ctx, objects) })
-				if err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-		if err != nil {
+	}
+	// The API server is ready a moment before it knows its own roles.
+	return u.await(ctx, "node objects are accepted", componentWait, func(ctx context.Context) error { return u.apply(ctx, u.config.NodeList) })
+}
+
+// apiProcesses are the first of the control plane, which all others need.
+const apiProcesses = 2
+
+// startRest starts everything which needs the API server only, all at once,
+// makes the first objects and waits until the whole works.
+func (u *upRun) startRest(ctx context.Context, p *probe) error {
+	procs := append([]render.Process(nil), u.config.ControlPlane[apiProcesses:]...)
+	for _, n := range u.plan.Workers() {
+		procs = append(procs, u.config.Nodes[n.Name][1:]...)
+	}
+	for _, proc := range procs {
+		if err := host.Start(proc, u.checkout.Log(proc.Name)); err != nil {
 			return err
 		}
 	}
-	return nil
+	if err := u.await(ctx, "the first objects are accepted", componentWait, func(ctx context.Context) error { return u.apply(ctx, u.config.Manifests) }); err != nil {
+		return err
+	}
+	return u.awaitWhole(ctx, p, wholeWait)
+}
+
+// awaitWhole waits until everything works, unless a process ends meanwhile.
+func (u *upRun) awaitWhole(ctx context.Context, p *probe, limit time.Duration) error {
+	return u.await(ctx, "the whole cluster works", limit, func(ctx context.Context) error {
+		err := p.whole(ctx, u.all())
+		for _, proc := range u.all() {
+			if host.PID(proc.Name) == 0 {
+				return fatal{u.blame(proc.Name, errors.New("it has ended"))}
+			}
+		}
+		return err
+	})
 }
 
 func (u *upRun) apply(ctx context.Context, objects string) error {
@@ -403,20 +413,10 @@ func (u *upRun) await(ctx context.Context, what string, limit time.Duration, che
 		}
 		select {
 		case <-ctx.Done():
-			return u.diagnose(fmt.Errorf("waited %s for: %s: %w", time.Since(begun).Round(time.Second), what, err))
+			return fmt.Errorf("waited %s until %s: %w\nlogs: %s", time.Since(begun).Round(time.Second), what, err, u.checkout.Logs())
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
-}
-
-// diagnose adds the log of a component that has died, if one has.
-func (u *upRun) diagnose(err error) error {
-	for _, proc := range u.all() {
-		if _, statErr := os.Stat(u.checkout.Log(proc.Name)); statErr == nil && host.PID(proc.Name) == 0 {
-			return u.blame(proc.Name, err)
-		}
-	}
-	return fmt.Errorf("%w\nlogs: %s", err, u.checkout.Logs())
 }
 
 // blame adds the component's last words to the error.

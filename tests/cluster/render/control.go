@@ -53,6 +53,8 @@ func controlPlane(c plan.Cluster, bin string) []Process {
 		"--authorization-kubeconfig=" + KubeconfigPath(at, "kube-controller-manager"),
 		"--bind-address=" + api,
 		"--leader-elect=false",
+		"--kube-api-qps=200", // the default keeps a start waiting for seconds
+		"--kube-api-burst=400",
 		"--node-monitor-period=1s", // a node that is ready takes pods at once
 		"--use-service-account-credentials=true",
 		"--service-account-private-key-file=" + pki("service-account.key"),
