@@ -135,6 +135,8 @@ func TestUnresolvablePartsInADeny(t *testing.T) {
 		{"principal", peer(policy.Peer{Principals: []string{"a*b"}}), flow(mtls), true},
 		{"principal, but none proved", peer(policy.Peer{Principals: []string{"a*b"}}), flow(), false},
 		{"protocol", policy.Rule{AnyPeer: true, Ports: []policy.PortMatch{{}}}, flow(), true},
+		// Found by TestResolveKeepsMeaning.
+		{"protocol that no rule can name", policy.Rule{AnyPeer: true, Ports: []policy.PortMatch{{Protocol: 47}}}, flow(), true},
 		{"range", policy.Rule{AnyPeer: true, Ports: []policy.PortMatch{{Protocol: policy.TCP, Port: 9, EndPort: 8}}}, flow(), true},
 		{"range, but another protocol", policy.Rule{AnyPeer: true, Ports: []policy.PortMatch{{Protocol: policy.UDP, Port: 9, EndPort: 8}}}, flow(), false},
 		{"path", httpRule(policy.HTTPMatch{Paths: []policy.PathMatch{{Type: 7, Value: "/"}}}), get, true},

@@ -17,6 +17,11 @@ func withPrincipal(action policy.Action, patterns ...string) policy.Rule {
 	return policy.Rule{Name: "principal", Action: action, Peers: []policy.Peer{{Principals: patterns}}}
 }
 
+func withPath(r policy.Rule, path string) policy.Rule {
+	r.HTTP = []policy.HTTPMatch{{Paths: []policy.PathMatch{{Value: path}}}}
+	return r
+}
+
 func withMTLS(r policy.Rule) policy.Rule { r.RequireMTLS = true; return r }
 
 // The projection for packets, for connections whose identity is known (front's,
@@ -107,6 +112,8 @@ func TestRuleL4(t *testing.T) {
 		{"principal or what is so", either, policy.Yes},
 		{"principal that cannot be", withPrincipal(policy.Allow, ""), policy.No},
 		{"principal that cannot be, denied", withPrincipal(policy.Deny, ""), policy.Maybe},
+		{"path that cannot be", withPath(allow, "no-slash"), policy.No}, // found by TestResolveKeepsMeaning
+		{"path that cannot be, denied", withPath(anyone(policy.Deny), "no-slash"), policy.Maybe},
 		{"invalid", unresolved(allow), policy.No},
 	}
 	for _, tt := range tests {
