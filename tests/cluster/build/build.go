@@ -168,6 +168,9 @@ func (b builder) one(dir, out string, t target) error {
 	cmd := exec.CommandContext(b.ctx, b.goTool, "build", "-trimpath", "-buildvcs=false", "-mod=readonly", "-ldflags", t.ldflags, "-o", part, t.pkg)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off")
+	if os.Getenv("HOME") == "" {
+		cmd.Env = append(cmd.Env, "HOME=/root") // go keeps its caches there
+	}
 	var output bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &output, &output
 	if err := cmd.Run(); err != nil {
