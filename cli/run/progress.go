@@ -73,3 +73,6 @@ func (p *Progress) Close() {
 	<-p.done
 	p.stop = nil
 }
+
+// Started is when the progress began.
+func (p *Progress) Started() time.Time { return p.start }
