@@ -315,7 +315,7 @@ func (v *view) lacksRequest(list []HTTPMatch, deny bool) string {
 				names = append(names, h.Name)
 			}
 			// Values are not shown: headers hold secrets.
-			whys = append(whys, "the value of header "+strings.Join(names, " or ")+" is not as required")
+			whys = append(whys, "the value of header "+strings.Join(names, " or of ")+" is not as required")
 		}
 	}
 	return strings.Join(whys, ", ")

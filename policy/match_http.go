@@ -29,12 +29,16 @@ func (v *view) requests(list []HTTPMatch, deny bool) Outcome {
 	return No
 }
 
-// resolvable reports whether an entry of each list that is not empty can be
-// resolved: else no request matches.
+// resolvable reports whether an entry of each list that is not empty, and every
+// header, can be resolved: else no request matches.
 func (m *HTTPMatch) resolvable() bool {
+	for i := range m.Headers {
+		if m.Headers[i].problem() != "" {
+			return false
+		}
+	}
 	return resolvable(m.Paths, (*PathMatch).problem) &&
-		resolvable(m.Hosts, func(h *string) string { return hostProblem(*h) }) &&
-		resolvable(m.Headers, (*HeaderMatch).problem)
+		resolvable(m.Hosts, func(h *string) string { return hostProblem(*h) })
 }
 
 func resolvable[T any](list []T, problem func(*T) string) bool {
@@ -85,22 +89,19 @@ func (m *HTTPMatch) matchesHost(r *HTTPRequest, deny bool) bool {
 }
 
 func (m *HTTPMatch) matchesHeader(r *HTTPRequest, deny bool) bool {
-	if len(m.Headers) == 0 {
-		return true
-	}
 	for i := range m.Headers {
 		h := &m.Headers[i]
 		if h.problem() != "" {
-			if deny {
-				return true
+			if !deny {
+				return false
 			}
 			continue
 		}
-		if r.Header != nil && h.matches(r.Header(h.Name)) {
-			return true
+		if r.Header == nil || !h.matches(r.Header(h.Name)) {
+			return false
 		}
 	}
-	return false
+	return true
 }
 
 // problem says why the match cannot be resolved; empty when it can.

@@ -144,6 +144,7 @@ func TestUnresolvablePartsInADeny(t *testing.T) {
 		{"path, but not HTTP", httpRule(policy.HTTPMatch{Paths: []policy.PathMatch{{Type: 7}}}), flow(), false},
 		{"host", httpRule(policy.HTTPMatch{Hosts: []string{"*"}}), get, true},
 		{"header", httpRule(policy.HTTPMatch{Headers: []policy.HeaderMatch{{Name: "X-A"}}}), get, true},
+		{"header, but another is absent", httpRule(policy.HTTPMatch{Headers: []policy.HeaderMatch{{Name: "X-A"}, {Name: "x-b"}}}), get, false},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -272,7 +273,8 @@ func TestHTTP(t *testing.T) {
 		{"header is present", policy.HTTPMatch{Headers: header("x-a")}, sent(""), true},
 		{"header is absent", policy.HTTPMatch{Headers: header("x-a")}, sent(), false},
 		{"no headers at all", policy.HTTPMatch{Headers: header("x-a")}, path("/"), false},
-		{"one of two headers", policy.HTTPMatch{Headers: append(header("x-b"), header("x-a")...)}, sent("1"), true},
+		{"one of two headers", policy.HTTPMatch{Headers: append(header("x-b"), header("x-a")...)}, sent("1"), false},
+		{"two headers", policy.HTTPMatch{Headers: append(header("x-a", "2"), header("x-a", "1")...)}, sent("1", "2"), true},
 		{"method but not path", policy.HTTPMatch{Methods: []string{"GET"}, Paths: exact("/b")}, path("/a"), false},
 	}
 	for _, tt := range tests {

@@ -320,12 +320,13 @@ type PortMatch struct {
 }
 
 // HTTPMatch is one kind of request. Its fields are ANDed, entries of a list
-// are ORed, empty lists do not matter.
+// are ORed, empty lists do not matter. Headers are the exception: like fields,
+// they must all match (several HTTPMatches of one rule say "or").
 type HTTPMatch struct {
 	Methods []string // exact, case-sensitive (RFC 9110 section 9.1)
 	Paths   []PathMatch
 	Hosts   []string      // lower case, without port; a leading "*." matches one or more labels
-	Headers []HeaderMatch // one of them matches
+	Headers []HeaderMatch // all of them must match
 }
 
 // PathMatchType says how a path is compared.

@@ -124,7 +124,7 @@ func resolveHTTP(list []HTTPMatch, deny bool) []HTTPMatch {
 	for _, m := range list {
 		paths, okPaths := resolveList(m.Paths, deny, (*PathMatch).problem)
 		hosts, okHosts := resolveList(m.Hosts, deny, func(h *string) string { return hostProblem(*h) })
-		headers, okHeaders := resolveList(m.Headers, deny, (*HeaderMatch).problem)
+		headers, okHeaders := resolveHeaders(m.Headers, deny)
 		if okPaths && okHosts && okHeaders {
 			out = append(out, HTTPMatch{Methods: m.Methods, Paths: paths, Hosts: hosts, Headers: headers})
 		}
@@ -146,6 +146,21 @@ func resolveList[T any](list []T, deny bool, problem func(*T) string) ([]T, bool
 		}
 	}
 	return out, len(list) == 0 || len(out) > 0
+}
+
+// resolveHeaders is false when an Allow names a header that cannot be resolved:
+// all headers must match.
+func resolveHeaders(list []HeaderMatch, deny bool) ([]HeaderMatch, bool) {
+	var out []HeaderMatch
+	for i := range list {
+		switch {
+		case list[i].problem() == "":
+			out = append(out, list[i])
+		case !deny:
+			return nil, false
+		}
+	}
+	return out, true
 }
 
 // resolvePeer is false for a peer that matches nothing, and the zero Peer for

@@ -220,6 +220,11 @@ func TestResolve(t *testing.T) {
 		t.Fatalf("tiers: %+v", got.Ingress)
 	}
 	rules := got.Ingress[0].Policies[0].Rules
+	principal := pol("q", policy.Rule{Name: "y", Action: policy.Deny, Peers: []policy.Peer{{Principals: []string{"a*b"}}}})
+	widened := ingress(tier("t", policy.Deny, principal)).Resolve().Ingress[0].Policies[0].Rules
+	if len(widened) != 1 || !slices.Equal(widened[0].Peers[0].Principals, []string{"*"}) {
+		t.Errorf("a Deny of a pattern that cannot be read: %+v", widened)
+	}
 	if len(rules) != 2 || rules[0].Name != "x" || !rules[0].AnyPeer || rules[0].Invalid != "" || rules[1].Action != policy.Allow {
 		t.Errorf("rules: %+v", rules)
 	}

@@ -132,6 +132,15 @@ func anyOf[T any](list []T, match func(T) bool) bool {
 	return false
 }
 
+func allOf[T any](list []T, match func(T) bool) bool {
+	for _, x := range list {
+		if !match(x) {
+			return false
+		}
+	}
+	return true
+}
+
 func (n naive) matches(l line) bool {
 	broken := l.rule.Invalid != "" || l.policy.Invalid != ""
 	isDeny := l.rule.Action == policy.Deny
@@ -322,7 +331,7 @@ func (n naive) http(m policy.HTTPMatch, isDeny bool) bool {
 	return anyOf(m.Methods, func(s string) bool { return s == r.Method }) &&
 		anyOf(m.Paths, func(p policy.PathMatch) bool { return path(p, r.Path, isDeny) }) &&
 		anyOf(m.Hosts, func(h string) bool { return host(h, r.Host, isDeny) }) &&
-		anyOf(m.Headers, func(h policy.HeaderMatch) bool {
+		allOf(m.Headers, func(h policy.HeaderMatch) bool {
 			if h.Name == "" || strings.ContainsAny(h.Name, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") {
 				return isDeny
 			}
