@@ -48,7 +48,7 @@ func NewAuthority(t testing.TB, trustDomain string) *Authority {
 		Subject:               pkix.Name{CommonName: "test root " + trustDomain},
 		URIs:                  []*url.URL{td.ID().URL()},
 		NotBefore:             now.Add(-time.Hour),
-		NotAfter:              now.Add(24 * time.Hour),
+		NotAfter:              now.Add(365 * 24 * time.Hour),
 		IsCA:                  true,
 		BasicConstraintsValid: true,
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
