@@ -265,7 +265,7 @@ func TestWatchRepairs(t *testing.T) {
 	m.Interval = time.Hour // events alone
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- m.Run(ctx) }()
+	go func() { done <- m.Run(ctx, nil) }()
 	file := m.ConfDir + "/10-ptp.conflist"
 	chained := func() bool {
 		data, err := os.ReadFile(file)

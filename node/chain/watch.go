@@ -17,8 +17,9 @@ const settle = 50 * time.Millisecond
 
 // Run installs the plugin, inserts the entry and repairs both until ctx ends.
 // It takes nothing out. What goes wrong is logged once and shown by State; it is
-// tried again for ever, because the primary plugin may come later.
-func (m *Manager) Run(ctx context.Context) error {
+// tried again for ever, because the primary plugin may come later. Looked, which
+// may be nil, hears the outcome of each look.
+func (m *Manager) Run(ctx context.Context, looked func(error)) error {
 	if err := os.MkdirAll(m.ConfDir, 0o755); err != nil {
 		return fmt.Errorf("make the network configurations' folder: %w", err)
 	}
@@ -61,7 +62,11 @@ func (m *Manager) Run(ctx context.Context) error {
 				}
 			}
 		}
-		m.report(m.Ensure())
+		err := m.Ensure()
+		m.report(err)
+		if looked != nil {
+			looked(err)
+		}
 	}
 }
 
