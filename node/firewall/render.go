@@ -41,12 +41,23 @@ const forwardPriority = knftables.BaseChainPriority("-5")
 type renderer struct {
 	t     *table
 	state *State
-	done  map[string]bool // chain groups rendered
+	done  map[string]bool             // chain groups rendered
+	sets  map[*policy.Set]*policy.Set // resolved
+}
+
+// resolved is a set with only what decides: no audit policies, no dead rules.
+func (r *renderer) resolved(s *policy.Set) *policy.Set {
+	out, ok := r.sets[s]
+	if !ok {
+		out = s.Resolve()
+		r.sets[s] = out
+	}
+	return out
 }
 
 // render is the table for pods under state.
 func render(pods []Pod, state *State) *table {
-	r := &renderer{t: newTable(), state: state, done: map[string]bool{}}
+	r := &renderer{t: newTable(), state: state, done: map[string]bool{}, sets: map[*policy.Set]*policy.Set{}}
 	r.base()
 	for i := range pods {
 		r.pod(&pods[i])
@@ -157,7 +168,7 @@ func (r *renderer) pod(p *Pod) {
 // pods for which they are the same, and returns the first one's name; empty
 // when nothing is restricted.
 func (r *renderer) group(p *Pod, d policy.Direction) string {
-	set := p.PolicySet
+	set := r.resolved(p.PolicySet)
 	tiers := set.Tiers(d)
 	if len(tiers) == 0 && set.DefaultAction == policy.Allow {
 		return ""
@@ -168,7 +179,7 @@ func (r *renderer) group(p *Pod, d policy.Direction) string {
 	}
 	ports := namedPortsUsed(tiers, d, p.NamedPorts)
 	open := p.Meshed && hasUndecided(tiers)
-	key := fmt.Sprintf("%s|%v|%v", set.ID, open, ports)
+	key := fmt.Sprintf("%s|%v|%v", p.PolicySet.ID, open, ports)
 	if open {
 		key += fmt.Sprintf("|%v", p.Capture)
 	}
