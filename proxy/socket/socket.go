@@ -1,0 +1,122 @@
+// Package socket sets the options of every TCP socket that the proxy opens or
+// accepts: a peer that vanished is noticed within twenty seconds, multipath TCP
+// is off, and what was not yet acknowledged is not waited for longer than that.
+//
+// It owns sockets, not what is said on them.
+package socket
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// userTimeout is how long sent data may stay unacknowledged (RFC 5482).
+const userTimeout = 20 * time.Second
+
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 3 * time.Second, Count: 3}
+
+// Dialer is a dialer with our options.
+func Dialer(timeout time.Duration) *net.Dialer {
+	d := &net.Dialer{Timeout: timeout, KeepAliveConfig: keepAlive, Control: control}
+	d.SetMultipathTCP(false)
+	return d
+}
+
+func control(_, _ string, c syscall.RawConn) error {
+	return c.Control(func(fd uintptr) {
+		// Only a limit that is missing is lost when the kernel refuses.
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(userTimeout.Milliseconds()))
+	})
+}
+
+// Listen listens on port of every IPv4 and IPv6 address, by a socket for each
+// family, because SO_ORIGINAL_DST must be asked by the family of the packet.
+// A host without IPv6 has one listener.
+func Listen(ctx context.Context, port int) ([]net.Listener, error) {
+	var listeners []net.Listener
+	for _, network := range []string{"tcp4", "tcp6"} {
+		l, err := ListenOn(ctx, network, fmt.Sprintf(":%d", port))
+		switch {
+		case err == nil:
+			listeners = append(listeners, l)
+		case network == "tcp6" && (errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL)):
+		default:
+			for _, l := range listeners {
+				l.Close()
+			}
+			return nil, fmt.Errorf("listen on port %d: %w", port, err)
+		}
+	}
+	return listeners, nil
+}
+
+// ListenOn listens on one address.
+func ListenOn(ctx context.Context, network, address string) (net.Listener, error) {
+	config := net.ListenConfig{KeepAliveConfig: keepAlive, Control: control}
+	config.SetMultipathTCP(false)
+	return config.Listen(ctx, network, address)
+}
+
+// Abort closes so that the peer sees an error rather than an orderly end: RST
+// on TCP, and no close_notify on TLS.
+func Abort(c net.Conn) {
+	raw := Raw(c)
+	if t, ok := raw.(*net.TCPConn); ok {
+		_ = t.SetLinger(0)
+	}
+	raw.Close()
+}
+
+// Raw is the connection under TLS and other wrappers that have NetConn.
+func Raw(c net.Conn) net.Conn {
+	for {
+		u, ok := c.(interface{ NetConn() net.Conn })
+		if !ok {
+			return c
+		}
+		c = u.NetConn()
+	}
+}
+
+// CloseWrite ends our direction and leaves the other open.
+func CloseWrite(c net.Conn) error {
+	if h, ok := c.(interface{ CloseWrite() error }); ok {
+		return h.CloseWrite()
+	}
+	return c.Close()
+}
+
+// Alive reports whether an idle connection is still open with nothing to
+// read. Anything that arrived while nobody waited for it, an end included,
+// makes it useless. It costs one system call.
+func Alive(c net.Conn) bool {
+	t, ok := Raw(c).(*net.TCPConn)
+	if !ok {
+		return true
+	}
+	raw, err := t.SyscallConn()
+	if err != nil {
+		return false
+	}
+	alive := false
+	err = raw.Control(func(fd uintptr) {
+		var b [1]byte
+		_, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		alive = errors.Is(err, unix.EAGAIN)
+	})
+	return err == nil && alive
+}
+
+// Handshake runs the handshake of t within timeout.
+func Handshake(ctx context.Context, t *tls.Conn, timeout time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	return t.HandshakeContext(ctx)
+}

@@ -1,0 +1,145 @@
+// Package telemetry tells what the sidecar does: metrics whose series are bound
+// before a request needs them, spans for those requests that are sampled, an
+// access log of one JSON line each, and denials in the process's log.
+//
+// It owns names and formats. It does not own exporters (internal/telemetry) or
+// what is worth telling (proxy/inbound, proxy/outbound).
+package telemetry
+
+import (
+	"io"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/hauberk-mesh/hauberk/policy"
+	"github.com/hauberk-mesh/hauberk/proxy/authz"
+)
+
+// Directions and protocols as all telemetry writes them.
+const (
+	Inbound  = "inbound"
+	Outbound = "outbound"
+
+	ProtocolHTTP1 = "http/1.1"
+	ProtocolTCP   = "tcp"
+
+	SecurityMTLS = "mutual_tls"
+	SecurityNone = "none"
+)
+
+// Party is one end as telemetry names it.
+type Party struct {
+	Principal           string
+	Namespace, Workload string
+}
+
+// Record is one request, or one connection that was passed on as bytes.
+type Record struct {
+	Direction, Protocol string
+	Start               time.Time
+	Duration            time.Duration
+	Method, Path, Host  string
+	Status              int
+	Received, Sent      int64
+	Flag                string
+	Error               string
+	Source, Destination Party
+	Service             string
+	PeerAddress         string // the other end of the wire
+	TargetAddress       string // where it was going
+	Decided             bool   // Verdict is set
+	Verdict             policy.Verdict
+}
+
+// Observer is where all of it goes. It is safe for concurrent use.
+type Observer struct {
+	*Metrics
+	tracers  TracerSource
+	log      *slog.Logger
+	settings settings
+	access   accessLog
+	denials  limiter
+}
+
+// NewObserver writes the access log to w.
+func NewObserver(m *Metrics, tracers TracerSource, log *slog.Logger, w io.Writer) *Observer {
+	return &Observer{Metrics: m, tracers: tracers, log: log, access: accessLog{w: w}}
+}
+
+// Configure changes the settings.
+func (o *Observer) Configure(s Settings) { o.settings.Store(&s) }
+
+// Request tells a finished request.
+func (o *Observer) Request(r *Route, rec *Record, t *Trace) {
+	rec.Duration = time.Since(rec.Start)
+	r.request(rec)
+	t.end(rec)
+	if o.settings.get().AccessLog {
+		o.access.write(rec, t)
+	}
+}
+
+// Connection tells the end of a connection that was passed on as bytes.
+func (o *Observer) Connection(r *Route, rec *Record, t *Trace) {
+	rec.Duration = time.Since(rec.Start)
+	r.connection(rec)
+	t.end(rec)
+	if o.settings.get().AccessLog {
+		o.access.write(rec, t)
+	}
+}
+
+// Log is the process's log.
+func (o *Observer) Log() *slog.Logger { return o.log }
+
+// Decision counts a verdict and, when it denies, logs it: at most some a second,
+// the rest counted.
+func (o *Observer) Decision(v *policy.Verdict, rec *Record, source netip.Addr) {
+	o.Verdict(v)
+	if v.Action == policy.Allow {
+		return
+	}
+	suppressed, ok := o.denials.allow(time.Now())
+	if !ok {
+		return
+	}
+	o.log.Info("denied by policy", "direction", rec.Direction, "tier", v.Tier, "policy", authz.Name(v), "rule", v.Rule,
+		"reason", v.Reason, "source_principal", rec.Source.Principal, "source_workload", name(rec.Source),
+		"source_address", source.String(), "destination_workload", name(rec.Destination), "target_address", rec.TargetAddress,
+		"method", rec.Method, "path", rec.Path, "suppressed", suppressed)
+}
+
+func name(p Party) string {
+	if p.Namespace == "" {
+		return p.Workload
+	}
+	return p.Namespace + "/" + p.Workload
+}
+
+// limiter lets ten a second through, with a burst of twenty.
+type limiter struct {
+	mu         sync.Mutex
+	tokens     float64
+	last       time.Time
+	suppressed int64
+}
+
+func (l *limiter) allow(now time.Time) (suppressed int64, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.last.IsZero() {
+		l.tokens = 20
+	} else {
+		l.tokens = min(20, l.tokens+10*now.Sub(l.last).Seconds())
+	}
+	l.last = now
+	if l.tokens < 1 {
+		l.suppressed++
+		return 0, false
+	}
+	l.tokens--
+	suppressed, l.suppressed = l.suppressed, 0
+	return suppressed, true
+}

@@ -1,0 +1,289 @@
+// Package upstream chooses among the endpoints of a destination and keeps
+// connections to them: mutual TLS, verified against the endpoint's identity and
+// pod, where it has a sidecar, plain TCP where it has none.
+//
+// It owns the choice, pools, and the setting aside of endpoints that fail. It
+// does not own what a destination is (proxy/directory) or whether it may be
+// reached (policy).
+package upstream
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hauberk-mesh/hauberk/internal/names"
+	"github.com/hauberk-mesh/hauberk/proxy/directory"
+	"github.com/hauberk-mesh/hauberk/proxy/exchange"
+)
+
+// Times and bounds.
+const (
+	// DialTimeout is for the dialer that Options.Dial is made of.
+	DialTimeout = 5 * time.Second
+
+	handshakeTimeout = 5 * time.Second
+	forgetAfter      = 5 * time.Minute
+
+	defaultIdle    = 60 * time.Second
+	defaultMaxIdle = 256
+)
+
+// ErrNoEndpoint is a destination without an endpoint that may be used.
+var ErrNoEndpoint = errors.New("no endpoint is ready")
+
+// Handshakes is told of each handshake.
+type Handshakes interface {
+	Handshake(direction string, took time.Duration, err error)
+}
+
+// Options of a Set.
+type Options struct {
+	// TLS makes the configuration for an endpoint's identity: it must accept
+	// that identity and pod only. It is called once an endpoint.
+	TLS func(spiffeID, podUID, alpn string) (*tls.Config, error)
+	// Dial connects; it must not be redirected back to the proxy.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Self is the own pod's UID: a service that is dialled from itself is not
+	// reached through a sidecar, because there is none in between.
+	Self string
+	// Handshakes may be nil.
+	Handshakes Handshakes
+}
+
+// Set is the endpoints that are in use. It is safe for concurrent use.
+type Set struct {
+	makeTLS     func(spiffeID, podUID, alpn string) (*tls.Config, error)
+	dial        func(ctx context.Context, network, address string) (net.Conn, error)
+	self        string
+	handshakes  Handshakes
+	idleTimeout time.Duration
+	maxIdle     int
+	draining    atomic.Bool
+
+	mu        sync.Mutex
+	endpoints map[key]*endpoint // guarded by mu
+}
+
+// New makes an empty set.
+func New(o Options) *Set {
+	return &Set{makeTLS: o.TLS, dial: o.Dial, self: o.Self, handshakes: o.Handshakes,
+		idleTimeout: defaultIdle, maxIdle: defaultMaxIdle, endpoints: make(map[key]*endpoint)}
+}
+
+// Run closes what is idle for too long until ctx ends, then everything idle.
+func (s *Set) Run(ctx context.Context) error {
+	ticker := time.NewTicker(10 * time.Second)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			s.draining.Store(true)
+			s.sweep(time.Now(), true)
+			return nil
+		case now := <-ticker.C:
+			s.sweep(now, false)
+		}
+	}
+}
+
+// Drain stops pooling and closes what is pooled.
+func (s *Set) Drain() {
+	s.draining.Store(true)
+	s.sweep(time.Now(), true)
+}
+
+// Flush closes what is pooled, because those who are trusted changed.
+func (s *Set) Flush() { s.sweep(time.Now(), true) }
+
+func (s *Set) sweep(now time.Time, all bool) {
+	s.mu.Lock()
+	list := make([]*endpoint, 0, len(s.endpoints))
+	for k, e := range s.endpoints {
+		list = append(list, e)
+		if e.live.Load() == 0 && now.UnixNano()-e.used.Load() > int64(forgetAfter) {
+			delete(s.endpoints, k)
+		}
+	}
+	s.mu.Unlock()
+	for _, e := range list {
+		e.sweep(now, all)
+	}
+}
+
+func (s *Set) endpoint(d *directory.Endpoint) (*endpoint, error) {
+	k := keyOf(d)
+	if s.self != "" && d.PodUID == s.self {
+		k.SPIFFEID = ""
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e, ok := s.endpoints[k]; ok {
+		e.used.Store(time.Now().UnixNano())
+		return e, nil
+	}
+	e := &endpoint{key: k, set: s}
+	if k.SPIFFEID != "" {
+		var err error
+		if e.http, err = s.makeTLS(k.SPIFFEID, k.PodUID, names.ALPNHTTP1); err != nil {
+			return nil, fmt.Errorf("endpoint %s: %w", k.Addr, err)
+		}
+		if e.tcp, err = s.makeTLS(k.SPIFFEID, k.PodUID, names.ALPNTCP); err != nil {
+			return nil, fmt.Errorf("endpoint %s: %w", k.Addr, err)
+		}
+	}
+	e.used.Store(time.Now().UnixNano())
+	s.endpoints[k] = e
+	return e, nil
+}
+
+// Choice is an endpoint that was chosen for one request or connection.
+type Choice struct {
+	Endpoint directory.Endpoint
+	// Meshed says that the connection will be mutual TLS.
+	Meshed bool
+	e      *endpoint
+}
+
+// Pick chooses an endpoint of d: those that are ready before those that
+// terminate, none that is neither; of two at random the less loaded; none of
+// tried while there is another; those that were set aside only when all are.
+// The address of one pod is tried whatever its readiness, as without a mesh.
+func (s *Set) Pick(d *directory.Destination, tried []Choice) (Choice, error) {
+	now := time.Now()
+	var best Choice
+	bestRank, seen := 0, 0
+	for i := range d.Endpoints {
+		de := &d.Endpoints[i]
+		rank := 1
+		switch {
+		case de.Ready && !de.Terminating:
+			rank = 9
+		case de.Ready || de.Terminating:
+			rank = 5
+		case d.Kind == "Service":
+			continue
+		}
+		e, err := s.endpoint(de)
+		if err != nil {
+			return Choice{}, err
+		}
+		for _, t := range tried {
+			if t.e == e {
+				rank = -1
+			}
+		}
+		if rank < 0 {
+			continue
+		}
+		if e.aside(now) {
+			rank -= 8
+		}
+		c := Choice{Endpoint: *de, Meshed: e.meshed(), e: e}
+		switch {
+		case best.e == nil || rank > bestRank:
+			best, bestRank, seen = c, rank, 1
+		case rank == bestRank:
+			// Reservoir sampling of the rivals keeps this one pass: each
+			// newcomer meets the champion with falling probability, so that
+			// two random ones are compared.
+			seen++
+			if rand.IntN(seen) < 2 && (e.load() < best.e.load() || e.load() == best.e.load() && rand.IntN(seen) == 0) {
+				best = c
+			}
+		}
+	}
+	if best.e == nil {
+		return Choice{}, ErrNoEndpoint
+	}
+	return best, nil
+}
+
+// HTTP gives a connection for one request: a pooled one, or a new one.
+func (s *Set) HTTP(ctx context.Context, c Choice, fresh bool) (*exchange.Conn, error) {
+	e := c.e
+	now := time.Now()
+	if !fresh {
+		if conn := e.takeIdle(now); conn != nil {
+			e.live.Add(1)
+			return conn, nil
+		}
+	}
+	conn, expires, err := e.dial(ctx, e.http)
+	if err != nil {
+		e.failed(now)
+		return nil, err
+	}
+	e.worked()
+	e.live.Add(1)
+	wrapped := exchange.NewConn(conn)
+	wrapped.Expires = expires
+	return wrapped, nil
+}
+
+// Adopt makes a connection that TCP gave one for requests.
+func (s *Set) Adopt(conn net.Conn) *exchange.Conn { return exchange.NewConn(conn) }
+
+// Release takes a connection of HTTP back. A latency of zero is not observed.
+func (s *Set) Release(c Choice, conn *exchange.Conn, reusable bool, latency time.Duration) {
+	c.e.live.Add(-1)
+	if latency > 0 {
+		c.e.observe(latency)
+	}
+	if reusable && len(conn.R.Buffered()) == 0 {
+		c.e.keep(conn, time.Now())
+		return
+	}
+	conn.R.Release()
+	conn.W.Reset()
+	conn.Close()
+}
+
+// TCP gives a connection of its own; Done must be called when it has ended.
+func (s *Set) TCP(ctx context.Context, c Choice) (net.Conn, error) {
+	conn, _, err := c.e.dial(ctx, c.e.tcp)
+	if err != nil {
+		c.e.failed(time.Now())
+		return nil, err
+	}
+	c.e.worked()
+	c.e.live.Add(1)
+	return conn, nil
+}
+
+// Done ends a connection of TCP.
+func (s *Set) Done(c Choice) { c.e.live.Add(-1) }
+
+// State is one endpoint as the admin shows it.
+type State struct {
+	Address, PodUID, SPIFFEID string
+	Live, Idle                int64
+	LatencyMicros             int64
+	Failures                  int64
+	AsideUntil                time.Time
+}
+
+// States is all endpoints in use.
+func (s *Set) States() []State {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var list []State
+	for k, e := range s.endpoints {
+		e.mu.Lock()
+		idle := len(e.idle)
+		e.mu.Unlock()
+		st := State{Address: k.Addr.String(), PodUID: k.PodUID, SPIFFEID: k.SPIFFEID, Live: e.live.Load(), Idle: int64(idle),
+			LatencyMicros: e.ewma.Load() / 1000, Failures: e.fails.Load()}
+		if until := e.until.Load(); until != 0 {
+			st.AsideUntil = time.Unix(0, until)
+		}
+		list = append(list, st)
+	}
+	return list
+}
