@@ -77,6 +77,9 @@ func callerOf(status authenticationv1.TokenReviewStatus, td spiffeid.TrustDomain
 	if err != nil {
 		return identity.Peer{}, err
 	}
+	if _, err := identity.PodSAN(uid); err != nil {
+		return identity.Peer{}, fmt.Errorf("%w: %w", errForbidden, err)
+	}
 	if _, err := extra(status.User, extraPodName); err != nil {
 		return identity.Peer{}, err
 	}
