@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,19 +19,23 @@ import (
 	"github.com/hauberk-mesh/hauberk/internal/identity/identitytest"
 )
 
-// signer is the CA of a renewer under test, called by its goroutine alone.
+// signer is the CA of a renewer under test. What is below mu is guarded by it.
 type signer struct {
-	t     *testing.T
+	t  *testing.T
+	mu sync.Mutex
+
 	ca    *identitytest.Authority
 	peer  identity.Peer
 	ttl   time.Duration
 	err   error
 	td    string
-	calls []time.Time
+	calls int
 }
 
 func (s *signer) sign(_ context.Context, der []byte) (*hauberkv1.SignResponse, error) {
-	s.calls = append(s.calls, time.Now())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.calls++
 	if s.err != nil {
 		return nil, s.err
 	}
@@ -48,6 +53,20 @@ func (s *signer) sign(_ context.Context, der []byte) (*hauberkv1.SignResponse, e
 		Roots:       [][]byte{s.ca.Root.Raw},
 		TrustDomain: s.td,
 	}, nil
+}
+
+// change changes what the CA does from now on.
+func (s *signer) change(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f()
+}
+
+// count is how often the CA was asked.
+func (s *signer) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.calls
 }
 
 // renewing runs f beside a renewer in a bubble of fake time.
@@ -83,14 +102,14 @@ func TestRenewAtHalfLife(t *testing.T) {
 		}
 		time.Sleep(9 * time.Hour)
 		synctest.Wait()
-		if len(s.calls) != 1 {
-			t.Fatalf("%d requests in 9 h", len(s.calls))
+		if s.count() != 1 {
+			t.Fatalf("%d requests in 9 h", s.count())
 		}
 		time.Sleep(6 * time.Hour)
 		synctest.Wait()
 		second, _ := r.Source().Current()
-		if len(s.calls) != 2 || second.Certificates[0].Equal(first.Certificates[0]) {
-			t.Fatalf("%d requests in 15 h, want 2 and a new SVID", len(s.calls))
+		if s.count() != 2 || second.Certificates[0].Equal(first.Certificates[0]) {
+			t.Fatalf("%d requests in 15 h, want 2 and a new SVID", s.count())
 		}
 		if first.PrivateKey == second.PrivateKey {
 			t.Error("the key was not renewed")
@@ -100,7 +119,7 @@ func TestRenewAtHalfLife(t *testing.T) {
 
 func TestRenewKeepsLastGood(t *testing.T) {
 	renewing(t, func(t *testing.T, s *signer, r *identity.Renewer) {
-		s.err = errors.New("away")
+		s.change(func() { s.err = errors.New("away") })
 		time.Sleep(20 * time.Hour)
 		synctest.Wait()
 		if _, err := r.Source().GetX509SVID(); err != nil {
@@ -108,14 +127,14 @@ func TestRenewKeepsLastGood(t *testing.T) {
 		}
 		// Half of the life is over after 9.6 to 14.4 h; then an attempt every
 		// 15 to 30 s.
-		if n := len(s.calls); n < 600 || n > 2600 {
+		if n := s.count(); n < 600 || n > 2600 {
 			t.Errorf("%d attempts in 20 h", n)
 		}
 		time.Sleep(5 * time.Hour)
 		if _, err := r.Source().GetX509SVID(); !errors.Is(err, identity.ErrNoSVID) {
 			t.Errorf("after expiry: got %v, want ErrNoSVID", err)
 		}
-		s.err = nil
+		s.change(func() { s.err = nil })
 		time.Sleep(time.Minute)
 		if _, err := r.Source().GetX509SVID(); err != nil {
 			t.Errorf("with the CA back: %v", err)
@@ -126,23 +145,23 @@ func TestRenewKeepsLastGood(t *testing.T) {
 func TestRenewWhenRootsChange(t *testing.T) {
 	renewing(t, func(t *testing.T, s *signer, r *identity.Renewer) {
 		next := identitytest.NewAuthority(t, "")
-		s.ca = next
+		s.change(func() { s.ca = next })
 		if err := r.Source().SetRoots(next.Roots()); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(15 * time.Second)
 		synctest.Wait()
 		svid, _ := r.Source().Current()
-		if _, err := r.Source().VerifyPeer(svid.Certificates, x509.ExtKeyUsageClientAuth); err != nil || len(s.calls) != 2 {
-			t.Errorf("%d requests, and the SVID does not chain to the new roots: %v", len(s.calls), err)
+		if _, err := r.Source().VerifyPeer(svid.Certificates, x509.ExtKeyUsageClientAuth); err != nil || s.count() != 2 {
+			t.Errorf("%d requests, and the SVID does not chain to the new roots: %v", s.count(), err)
 		}
 		// Roots that never fit do not make it spin.
 		if err := r.Source().SetRoots(identitytest.NewAuthority(t, "").Roots()); err != nil {
 			t.Fatal(err)
 		}
-		before := len(s.calls)
+		before := s.count()
 		time.Sleep(time.Minute)
-		if n := len(s.calls) - before; n < 1 || n > 15 {
+		if n := s.count() - before; n < 1 || n > 15 {
 			t.Errorf("%d requests in a minute", n)
 		}
 	})
@@ -158,11 +177,11 @@ func TestRenewRefusesAnswers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			renewing(t, func(t *testing.T, s *signer, r *identity.Renewer) {
 				first, _ := r.Source().Current()
-				change(t, s)
+				s.change(func() { change(t, s) })
 				time.Sleep(15 * time.Hour)
 				synctest.Wait()
-				if now, _ := r.Source().Current(); now != first || len(s.calls) < 2 {
-					t.Errorf("%d requests; the answer was taken", len(s.calls))
+				if now, _ := r.Source().Current(); now != first || s.count() < 2 {
+					t.Errorf("%d requests; the answer was taken", s.count())
 				}
 			})
 		})
