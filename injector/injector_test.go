@@ -323,6 +323,42 @@ func testWebhook(t *testing.T, client kubernetes.Interface, replicas ...*injecto
 	}
 	eventually(t, 30*time.Second, "a pod is injected with the new certificate", works)
 
+	// A Secret that is gone is reported and the old certificate served on; an
+	// empty one, as the chart makes it, is filled.
+	if err := secrets.Delete(ctx, certs.Secret, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 30*time.Second, "the missing Secret is named", func() error {
+		if err := replicas[0].ready(ctx); err == nil || !strings.Contains(err.Error(), "hauberk-system/hauberk-injector-webhook is missing: install the chart again") {
+			return fmt.Errorf("readiness says: %v", err)
+		}
+		return nil
+	})
+	if err := works(); err != nil {
+		t.Errorf("without the Secret: %v", err)
+	}
+	if _, err := secrets.Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: certs.Secret}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range replicas {
+		eventually(t, 30*time.Second, "ready with the new Secret", func() error { return r.ready(ctx) })
+	}
+	eventually(t, 30*time.Second, "a pod is injected with the new Secret", works)
+
+	// A trust bundle that is none does not replace a good one.
+	if _, err := client.CoreV1().ConfigMaps(names.Namespace).Patch(ctx, names.TrustBundleConfigMap, types.MergePatchType, []byte(`{"data":{"ca.crt":"garbage"}}`), metav1.PatchOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 30*time.Second, "the broken bundle is noticed", func() error {
+		if !strings.Contains(replicas[0].logs.String(), "trust bundle not taken over") {
+			return errors.New("no word of it in the log")
+		}
+		return nil
+	})
+	if err := works(); err != nil {
+		t.Errorf("with a broken bundle: %v", err)
+	}
+
 	metrics, err := fetch(ctx, "http://"+replicas[0].config.MetricsAddress+"/metrics")
 	if err != nil || !strings.Contains(metrics, `hauberk_injector_reviews_total{result="refused"} 1`) || strings.Contains(metrics, "expiry_timestamp_seconds 0\n") {
 		t.Errorf("metrics (%v):\n%s", err, metrics)
