@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/hauberk-mesh/hauberk/cli/run"
 	"github.com/hauberk-mesh/hauberk/internal/names"
@@ -18,10 +19,16 @@ import (
 // waitForRollout waits until every workload of the mesh runs its newest
 // version, and says what it waits for.
 func waitForRollout(ctx context.Context, c *run.Clients, p *run.Progress) error {
+	told := false
 	for {
 		missing, err := unfinished(ctx, c)
 		if err != nil && ctx.Err() == nil {
 			return err
+		}
+		if !told {
+			if told, err = tellTrust(ctx, c); err != nil && ctx.Err() == nil {
+				return err
+			}
 		}
 		if err == nil && len(missing) == 0 {
 			return nil
@@ -33,6 +40,31 @@ func waitForRollout(ctx context.Context, c *run.Clients, p *run.Progress) error 
 		case <-time.After(poll):
 		}
 	}
+}
+
+// tellTrust makes the kubelets bring the trust bundle to the node agents as soon
+// as there is one: they look at a pod's volumes again when the pod changes, and
+// else once in a minute or so. It reports whether that is done.
+func tellTrust(ctx context.Context, c *run.Clients) (bool, error) {
+	bundle, err := c.Kube.CoreV1().ConfigMaps(names.Namespace).Get(ctx, names.TrustBundleConfigMap, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("read the trust bundle: %w", err)
+	}
+	pods, err := c.Kube.CoreV1().Pods(names.Namespace).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=hauberk,app.kubernetes.io/component=node"})
+	if err != nil {
+		return false, fmt.Errorf("list node agents: %w", err)
+	}
+	patch := fmt.Appendf(nil, `{"metadata":{"annotations":{"hauberk.dev/trust-bundle":%q}}}`, bundle.ResourceVersion)
+	for _, pod := range pods.Items {
+		_, err := c.Kube.CoreV1().Pods(names.Namespace).Patch(ctx, pod.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager})
+		if err != nil && !apierrors.IsNotFound(err) {
+			return false, fmt.Errorf("annotate node agent %s: %w", pod.Name, err)
+		}
+	}
+	return true, nil
 }
 
 // unfinished lists the workloads that are not rolled out, with their counts.
@@ -136,11 +168,9 @@ func makeCleaner(ctx context.Context, c *run.Clients, agent *appsv1.DaemonSet) e
 		if container.Name != "node" {
 			continue
 		}
-		container.Args = []string{"cleanup", "--stay"}
+		container.Args, container.Env = []string{"cleanup", "--stay"}, nil
 		container.StartupProbe, container.LivenessProbe = nil, nil
-		container.ReadinessProbe = &corev1.Probe{PeriodSeconds: 1, ProbeHandler: corev1.ProbeHandler{
-			Exec: &corev1.ExecAction{Command: []string{"/hauberk-node", "cleanup", "--done"}}}}
-		container.Ports = nil
+		container.ReadinessProbe.PeriodSeconds = 1
 		keep = append(keep, container)
 	}
 	spec.Containers, spec.InitContainers = keep, nil
