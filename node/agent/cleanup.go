@@ -78,7 +78,11 @@ func Cleanup(ctx context.Context, c Config, log *slog.Logger) error {
 	note("cni chain entry and plugin", err)
 	note("redirection in pods", unredirect(ctx, c, log))
 	note("policy in the kernel", removeTable(ctx, names.PolicyTable))
-	note("tunnel", tunnel.Cleanup(ctx, nil))
+	nft, err := knftables.New(knftables.InetFamily, names.TunnelTable)
+	if err == nil {
+		err = tunnel.Cleanup(ctx, nft)
+	}
+	note("tunnel", err)
 	note("run folder", emptyRunDir(c))
 	return errors.Join(errs...)
 }
