@@ -1,0 +1,20 @@
+// Command hauberk-proxy is the sidecar.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/hauberk-mesh/hauberk/internal/lifecycle"
+	"github.com/hauberk-mesh/hauberk/proxy/sidecar"
+)
+
+func main() {
+	ctx, stop := lifecycle.SignalContext(context.Background())
+	defer stop()
+	if err := sidecar.Main(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr); err != nil {
+		fmt.Fprintln(os.Stderr, "hauberk-proxy:", err)
+		os.Exit(1)
+	}
+}
