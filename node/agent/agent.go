@@ -13,6 +13,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -87,7 +88,11 @@ func New(c Config, logTo io.Writer) (*Agent, error) {
 	if a.redirector, err = redirect.New(redirect.Options{Log: a.log}); err != nil {
 		return nil, err
 	}
-	fw, err := firewall.New(firewall.Options{Log: a.log})
+	control, err := netip.ParseAddrPort(c.ControlAddress)
+	if err != nil {
+		return nil, fmt.Errorf("control address %q: it must be an address and a port, because the mesh needs no DNS: %w", c.ControlAddress, err)
+	}
+	fw, err := firewall.New(firewall.Options{Log: a.log, Control: control})
 	if err != nil {
 		return nil, err
 	}
@@ -249,7 +254,7 @@ func (a *Agent) unprotected(s known) []string {
 	for _, at := range a.attachments.List() {
 		attached[at.UID] = true
 	}
-	var list []string
+	list := []string{}
 	for _, uid := range sortedKeys(s.workloads) {
 		w := s.workloads[uid]
 		if w.GetMeshed() && !w.GetHostNetwork() && !w.GetTerminating() && len(w.addresses) > 0 && !attached[uid] {

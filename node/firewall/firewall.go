@@ -79,6 +79,10 @@ type State struct {
 // Options configures a Firewall.
 type Options struct {
 	Log *slog.Logger
+	// Control is the control plane's address as pods dial it, before any
+	// translation. It stays reachable for them under every policy: a sidecar that
+	// is cut off from it would never hear that the policy changed.
+	Control netip.AddrPort
 	// NFT runs transactions; nil means the nft binary on the table "inet hauberk".
 	NFT knftables.Interface
 }
@@ -86,8 +90,9 @@ type Options struct {
 // Firewall keeps the node's table in step with State and attached pods. It is
 // safe for concurrent use; each method returns when the kernel is programmed.
 type Firewall struct {
-	log *slog.Logger
-	nft knftables.Interface
+	log     *slog.Logger
+	nft     knftables.Interface
+	control netip.AddrPort
 
 	mu sync.Mutex
 	// attached is the pods that CNI ADD brought, by container id. They take
@@ -110,7 +115,7 @@ func New(o Options) (*Firewall, error) {
 		}
 		o.NFT = nft
 	}
-	return &Firewall{log: o.Log, nft: o.NFT, attached: make(map[string]Pod)}, nil
+	return &Firewall{log: o.Log, nft: o.NFT, control: o.Control, attached: make(map[string]Pod)}, nil
 }
 
 // AddPod puts an attached pod's policy in place. When it returns without an
@@ -219,7 +224,7 @@ func (f *Firewall) pods() []Pod {
 // sync brings the kernel from f.current to what is desired now, in one
 // transaction.
 func (f *Firewall) sync(ctx context.Context) error {
-	desired := render(f.pods(), &f.state)
+	desired := render(f.pods(), &f.state, f.control)
 	tx := f.nft.NewTransaction()
 	if f.current == nil {
 		desired.create(tx)

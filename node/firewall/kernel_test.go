@@ -321,7 +321,7 @@ func TestKernelPolicy(t *testing.T) {
 			}
 		}
 		l.apply(State{})
-		want := render(nil, &State{})
+		want := render(nil, &State{}, netip.AddrPort{})
 		if got := l.fw.current; len(got.chains) != len(want.chains) || len(got.sets) != len(want.sets) {
 			t.Errorf("left: %d chains, %d sets; want %d and %d", len(got.chains), len(got.sets), len(want.chains), len(want.sets))
 		}
@@ -360,4 +360,37 @@ func TestKernelSidecar(t *testing.T) {
 	server.Capture.ExcludeInboundPorts = []uint16{80}
 	l.add(server, get)
 	tcp(80, false) // the sidecar does not see it
+}
+
+// TestKernelControlPlaneStaysReachable: a policy that denies everything must
+// not cut its own subjects off from hearing that it is gone.
+func TestKernelControlPlaneStaysReachable(t *testing.T) {
+	l := newLab(t)
+	service := netip.MustParseAddrPort("10.96.0.1:15012")
+	fw, err := New(Options{Log: l.fw.log, NFT: l.fw.nft, Control: service})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.fw = fw
+	client, control := l.pod("client"), l.pod("control")
+	control.Namespace = names.Namespace
+	control.serve(t, names.PortControl)
+	control.serve(t, 80)
+	l.node.Do(func() {
+		rules := fmt.Sprintf("table ip nat { chain pre { type nat hook prerouting priority dstnat; ip daddr %s tcp dport %d dnat to %s:%d; }; }",
+			service.Addr(), service.Port(), control.Addresses[0], names.PortControl)
+		if out, err := exec.Command("nft", rules).CombinedOutput(); err != nil {
+			t.Fatalf("nft: %v: %s", err, out)
+		}
+	})
+	closed := &policy.Set{ID: "closed", Ingress: tiers(networkPolicy("deny-all")), Egress: tiers(networkPolicy("deny-all"))}
+	l.add(client, closed)
+	l.add(control, closed)
+	if !client.reach("tcp", service.Addr(), int(service.Port())) {
+		t.Errorf("the control plane's service is cut off\n%s", l.rules())
+	}
+	if client.reach("tcp", control.Addresses[0], 80) {
+		t.Error("another port of the control plane's pod is open")
+	}
+	l.expect(control, client, 80, false)
 }

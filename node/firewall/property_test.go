@@ -246,7 +246,7 @@ func TestRenderingIsTheProjection(t *testing.T) {
 		want := set.Project(d, f)
 		for _, meshed := range []bool{false, true} {
 			pod := Pod{UID: pods[0].UID, ContainerID: "c", Addresses: addrs[0], Meshed: meshed, PolicySet: set, NamedPorts: pods[0].NamedPorts}
-			table := render([]Pod{pod}, &state)
+			table := render([]Pod{pod}, &state, netip.AddrPort{})
 			verdicts := table.maps[map[policy.Direction][2]string{
 				policy.Ingress: {mapTo4, mapTo6}, policy.Egress: {mapFrom4, mapFrom6}}[d][family]]
 			passed := true

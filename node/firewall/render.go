@@ -10,6 +10,7 @@ import (
 
 	"sigs.k8s.io/knftables"
 
+	"github.com/hauberk-mesh/hauberk/internal/names"
 	"github.com/hauberk-mesh/hauberk/policy"
 )
 
@@ -26,6 +27,7 @@ const (
 	setLinkAddr6         = "link-addr6"             // interface . address
 	mapFrom4, mapFrom6   = "from-pod4", "from-pod6" // source address to egress chain
 	mapTo4, mapTo6       = "to-pod4", "to-pod6"     // destination address to ingress chain
+	setOwn4, setOwn6     = "mesh4", "mesh6"         // the mesh's own pods . port
 	setHosts4, setHosts6 = "hosts4", "hosts6"       // addresses of nodes
 	setPods4, setPods6   = "cluster4", "cluster6"   // address ranges of pods
 	typeAddr4, typeAddr6 = "ipv4_addr", "ipv6_addr" //
@@ -39,10 +41,11 @@ const forwardPriority = knftables.BaseChainPriority("-5")
 
 // renderer builds one table.
 type renderer struct {
-	t     *table
-	state *State
-	done  map[string]bool             // chain groups rendered
-	sets  map[*policy.Set]*policy.Set // resolved
+	t       *table
+	state   *State
+	control netip.AddrPort
+	done    map[string]bool             // chain groups rendered
+	sets    map[*policy.Set]*policy.Set // resolved
 }
 
 // resolved is a set with only what decides: no audit policies, no dead rules.
@@ -56,8 +59,8 @@ func (r *renderer) resolved(s *policy.Set) *policy.Set {
 }
 
 // render is the table for pods under state.
-func render(pods []Pod, state *State) *table {
-	r := &renderer{t: newTable(), state: state, done: map[string]bool{}, sets: map[*policy.Set]*policy.Set{}}
+func render(pods []Pod, state *State, control netip.AddrPort) *table {
+	r := &renderer{t: newTable(), state: state, control: control, done: map[string]bool{}, sets: map[*policy.Set]*policy.Set{}}
 	r.base()
 	for i := range pods {
 		r.pod(&pods[i])
@@ -102,6 +105,7 @@ func (r *renderer) base() {
 		{"ct direction reply ct state established,related accept", ""},
 		{"ct state related accept", ""},
 	}
+	mesh := r.meshItself()
 	from := []rule{
 		{"ip saddr vmap @" + mapFrom4, ""},
 		{"ip6 saddr vmap @" + mapFrom6, ""},
@@ -111,7 +115,7 @@ func (r *renderer) base() {
 		{"ip6 saddr . ip6 daddr @" + setSelf6 + " accept", "a pod talking to itself is not policed"},
 	}
 	t.chains[chainForward] = &chain{hook: knftables.ForwardHook, priority: forwardPriority,
-		rules: slices.Concat(established, self, from, []rule{
+		rules: slices.Concat(established, self, mesh, from, []rule{
 			{"ip daddr vmap @" + mapTo4, ""},
 			{"ip6 daddr vmap @" + mapTo6, ""},
 		})}
@@ -130,6 +134,24 @@ func (r *renderer) base() {
 		}}
 }
 
+// meshItself is what no policy may cut, so that a policy can be taken back:
+// pods reach the control plane at the address that they dial, and the mesh's
+// own pods are reached at the ports that it serves with identities.
+func (r *renderer) meshItself() []rule {
+	r.t.addSet(setOwn4, typeAddr4+" . inet_service", false)
+	r.t.addSet(setOwn6, typeAddr6+" . inet_service", false)
+	out := []rule{
+		{"ip daddr . tcp dport @" + setOwn4 + " accept", "the mesh's own ports"},
+		{"ip6 daddr . tcp dport @" + setOwn6 + " accept", "the mesh's own ports"},
+	}
+	if r.control.IsValid() {
+		a := r.control.Addr().Unmap()
+		out = append(out, rule{fmt.Sprintf("meta nfproto %s meta l4proto tcp ct original %s daddr %s ct original proto-dst %d accept",
+			nfproto(familyOf(a)), familyOf(a), a, r.control.Port()), "the control plane"})
+	}
+	return out
+}
+
 // pod renders one pod: its addresses, its link, and chains for its policy.
 func (r *renderer) pod(p *Pod) {
 	in, out := chainClosed, chainClosed
@@ -145,15 +167,20 @@ func (r *renderer) pod(p *Pod) {
 	for _, a := range p.Addresses {
 		a = a.Unmap()
 		text := a.String()
-		from, to, self, link := mapFrom4, mapTo4, setSelf4, setLinkAddr4
+		from, to, self, link, own := mapFrom4, mapTo4, setSelf4, setLinkAddr4, setOwn4
 		if a.Is6() {
-			from, to, self, link = mapFrom6, mapTo6, setSelf6, setLinkAddr6
+			from, to, self, link, own = mapFrom6, mapTo6, setSelf6, setLinkAddr6, setOwn6
 		}
 		// A pod has as many self pairs as it has pairs of addresses of a family;
 		// pods have one each, and of several each talks to itself by itself.
 		t.sets[self].add(text, text)
 		if p.HostInterface != "" {
 			t.sets[link].add(p.HostInterface, text)
+		}
+		if p.Namespace == names.Namespace {
+			for _, port := range []int{names.PortControl, names.PortWebhook} {
+				t.sets[own].add(text, fmt.Sprint(port))
+			}
 		}
 		if out != "" {
 			t.maps[from].values[text] = "jump " + out

@@ -43,7 +43,7 @@ func (g *group) render(base string, sidecar bool) {
 		case !selected || tier.DefaultAction == policy.Pass:
 			c.rules = append(c.rules, rule{next, "tier " + tier.Name + ": pass"})
 		default:
-			c.rules = append(c.rules, rule{"counter drop", "tier " + tier.Name + ": default deny"})
+			c.rules = append(c.rules, rule{"counter drop", clip("tier " + tier.Name + ": no rule matched of " + enforcing(tier))})
 		}
 		g.r.t.chains[tierChain(base, i)] = c
 	}
@@ -120,7 +120,22 @@ func (g *group) rule(p *policy.Policy, r *policy.Rule, sidecar bool, next string
 
 // comment names the policy and rule in the listing of the kernel's rules.
 func comment(p *policy.Policy, r *policy.Rule) string {
-	text := fmt.Sprintf("%s %s: %s", p.Ref, r.Name, r.Action)
+	return clip(fmt.Sprintf("%s %s: %s", p.Ref, r.Name, r.Action))
+}
+
+// enforcing names the policies of a tier whose silence denies.
+func enforcing(t *policy.Tier) string {
+	var refs []string
+	for i := range t.Policies {
+		if t.Policies[i].Mode != policy.Audit {
+			refs = append(refs, t.Policies[i].Ref.String())
+		}
+	}
+	return strings.Join(refs, ", ")
+}
+
+// clip makes a comment of text: printable, and no longer than nft takes.
+func clip(text string) string {
 	text = strings.Map(func(c rune) rune {
 		if c == '"' || c == '\\' || c < ' ' || c > '~' {
 			return '?'
