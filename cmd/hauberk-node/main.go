@@ -1,4 +1,5 @@
-// Command hauberk-node is the node agent.
+// Command hauberk-node is the node agent: redirection, kernel policy and tunnels
+// of one node. It owns nothing but the start of package node/agent.
 package main
 
 import (

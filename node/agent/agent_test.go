@@ -21,6 +21,7 @@ import (
 
 	"github.com/containernetworking/cni/libcni"
 	current "github.com/containernetworking/cni/pkg/types/100"
+	"go.uber.org/goleak"
 
 	hauberkv1 "github.com/hauberk-mesh/hauberk/api/gen/hauberk/v1"
 	"github.com/hauberk-mesh/hauberk/internal/wire"
@@ -55,11 +56,13 @@ var binaries = sync.OnceValues(func() (string, error) {
 })
 
 func TestMain(m *testing.M) {
-	code := m.Run()
-	if dir, _ := binaries(); os.Getuid() == 0 && dir != "" {
-		os.RemoveAll(dir)
-	}
-	os.Exit(code)
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		if os.Getuid() == 0 { // nobody else built them
+			dir, _ := binaries()
+			os.RemoveAll(dir)
+		}
+		os.Exit(code)
+	}))
 }
 
 // machine is a node: a network namespace, the runtime's folders, the agent as a
@@ -83,7 +86,7 @@ func newMachine(t *testing.T) *machine {
 		t.Fatal(err)
 	}
 	m := &machine{t: t, host: redirecttest.New(t, "host"), dir: t.TempDir(), control: newControlPlane(t, "node1"), log: &bytes.Buffer{}}
-	if output, err := m.host.Command(t, "sysctl", "-qw", "net.ipv4.ip_forward=1").CombinedOutput(); err != nil {
+	if output, err := m.host.Command(t, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward").CombinedOutput(); err != nil {
 		t.Fatalf("forwarding: %v: %s", err, output)
 	}
 	for _, d := range []string{"net.d", "bin"} {

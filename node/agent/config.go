@@ -19,7 +19,6 @@ import (
 // Config is all that the agent is told by flags and environment.
 type Config struct {
 	NodeName       string
-	NodeIPs        string
 	ControlAddress string
 	TrustBundle    string // file
 	TokenFile      string
@@ -55,7 +54,6 @@ func (c *Config) Flags(set *flag.FlagSet, getenv func(string) string, all bool) 
 		return
 	}
 	set.StringVar(&c.NodeName, "node-name", env("HAUBERK_NODE_NAME", ""), "this node's name in Kubernetes")
-	set.StringVar(&c.NodeIPs, "node-ips", env("HAUBERK_NODE_IPS", ""), "this node's addresses, separated by commas")
 	set.StringVar(&c.ControlAddress, "control-address", env("HAUBERK_CONTROL_ADDRESS", ""), "host:port of hauberk-control")
 	set.StringVar(&c.TrustBundle, "trust-bundle", env("HAUBERK_TRUST_BUNDLE_FILE", ""), "file with the mesh's trust roots, PEM")
 	set.StringVar(&c.TokenFile, "token-file", env("HAUBERK_TOKEN_FILE", ""), "file with a service account token of audience "+names.TokenAudience)

@@ -31,7 +31,7 @@ func (s *Server) AddPod(ctx context.Context, request *hauberkv1.AddPodRequest) (
 	redirected, err := s.addPod(ctx, at)
 	s.Added(time.Since(start), err)
 	if err != nil {
-		log.Warn("pod not added", "error", err, "took", time.Since(start))
+		log.Warn("pod not added", "error", status.Convert(err).Message(), "took", time.Since(start))
 		return nil, answer(err)
 	}
 	log.Info("pod added", "redirected", redirected, "took", time.Since(start))
