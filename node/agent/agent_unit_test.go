@@ -174,7 +174,13 @@ type recorder struct {
 	state firewall.State
 	added []firewall.Pod
 	kept  []firewall.Pod
+	freed []netip.Addr
 	fail  error
+}
+
+func (r *recorder) Free(_ context.Context, addresses ...netip.Addr) error {
+	r.freed = append(r.freed, addresses...)
+	return nil
 }
 
 func (r *recorder) Restore(pods ...firewall.Pod) {
@@ -243,6 +249,10 @@ func TestEnforcer(t *testing.T) {
 	if r.calls != nil {
 		t.Errorf("the kernel was touched: %v", r.calls)
 	}
+	same := cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
+	if diff := cmp.Diff(boot.Addresses, r.freed, same); diff != "" {
+		t.Errorf("freed (-want +got):\n%s", diff)
+	}
 
 	open := &policy.Set{ID: "open", DefaultAction: policy.Allow}
 	apply(t, k, discovery.Update{Type: tWorkload, Complete: true, Resources: []*hauberkv1.Resource{
@@ -272,7 +282,6 @@ func TestEnforcer(t *testing.T) {
 	if diff := cmp.Diff([]string{"restore", "apply"}, r.calls); diff != "" {
 		t.Errorf("calls (-want +got):\n%s", diff)
 	}
-	same := cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
 	capture := firewall.Capture{ExcludeInboundPorts: []uint16{9000}}
 	wantState := []firewall.Pod{
 		{UID: "u1", Namespace: "bank", Name: "a", Addresses: captured.Addresses, Meshed: true, Capture: capture, PolicySet: open},

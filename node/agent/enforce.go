@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"sync"
 
 	"google.golang.org/grpc/codes"
@@ -17,6 +18,7 @@ import (
 
 // Firewall is the host side's policy; see node/firewall.
 type Firewall interface {
+	Free(ctx context.Context, addresses ...netip.Addr) error
 	Restore(pods ...firewall.Pod)
 	Apply(ctx context.Context, s firewall.State) error
 	AddPod(ctx context.Context, p firewall.Pod) error
@@ -29,9 +31,9 @@ type Tunnel interface {
 }
 
 // enforcer brings what is known into the kernel. Until the node's whole
-// configuration was told it does not touch the kernel at all: the rules of the
-// agent before this one hold, and half a configuration would cut off pods that
-// it does not speak of yet.
+// configuration was told it leaves the kernel alone: the rules of the agent before
+// this one hold, and half a configuration would cut off pods that it does not
+// speak of yet. Only an address that a bootstrap pod inherits is freed.
 type enforcer struct {
 	log         *slog.Logger
 	know        *knowledge
@@ -51,8 +53,8 @@ func newEnforcer(log *slog.Logger, k *knowledge, a *cniserver.Attachments, f Fir
 }
 
 // AddPod puts an attached pod's policy in place, for the CNI server. A
-// bootstrap pod before the first whole configuration is let through as it is: it
-// may be the control plane that the configuration is to come from.
+// bootstrap pod before the first whole configuration is let through: it may be
+// the control plane that the configuration is to come from.
 func (e *enforcer) AddPod(ctx context.Context, p cniserver.Pod) error {
 	if !p.Bootstrap {
 		select {
@@ -65,7 +67,7 @@ func (e *enforcer) AddPod(ctx context.Context, p cniserver.Pod) error {
 	defer e.mu.Unlock()
 	if !e.isSynced {
 		e.log.Info("bootstrap pod starts before the node's configuration has arrived", "namespace", p.Namespace, "pod", p.Name)
-		return nil
+		return e.firewall.Free(ctx, p.Addresses...)
 	}
 	// The members of the pod's peers may have come with it.
 	s, _ := e.know.snapshot()
