@@ -77,13 +77,13 @@ func New(podUID string, log *slog.Logger) *Directory {
 	return d
 }
 
-// Bind sets who is asked for names. It is called once, before any lookup.
+// Bind sets who is asked for names that were not asked for yet.
 func (d *Directory) Bind(s Subscriber) {
 	bind := func(t hauberkv1.ResourceType) (sub, unsub func(string)) {
 		return func(n string) { s.Subscribe(t, n) }, func(n string) { s.Unsubscribe(t, n) }
 	}
-	d.destinations.subscribe, d.destinations.unsubscribe = bind(hauberkv1.ResourceType_RESOURCE_TYPE_DESTINATION)
-	d.workloads.subscribe, d.workloads.unsubscribe = bind(hauberkv1.ResourceType_RESOURCE_TYPE_WORKLOAD)
+	d.destinations.bind(bind(hauberkv1.ResourceType_RESOURCE_TYPE_DESTINATION))
+	d.workloads.bind(bind(hauberkv1.ResourceType_RESOURCE_TYPE_WORKLOAD))
 }
 
 // Run forgets unused names until ctx ends.

@@ -18,12 +18,12 @@ var (
 // table is resources of one type that were asked for by name: subscribed at
 // the first question, watched from then on, forgotten when unused.
 type table[T any] struct {
-	subscribe   func(name string)
-	unsubscribe func(name string)
-	limit       int
+	limit int
 
-	mu      sync.Mutex
-	entries map[string]*entry[T] // guarded by mu
+	mu          sync.Mutex
+	subscribe   func(name string)    // guarded by mu
+	unsubscribe func(name string)    // guarded by mu
+	entries     map[string]*entry[T] // guarded by mu
 }
 
 type entry[T any] struct {
@@ -37,6 +37,12 @@ type entry[T any] struct {
 
 func newTable[T any](limit int) *table[T] {
 	return &table[T]{limit: limit, entries: make(map[string]*entry[T])}
+}
+
+func (t *table[T]) bind(subscribe, unsubscribe func(name string)) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.subscribe, t.unsubscribe = subscribe, unsubscribe
 }
 
 // hold finds or subscribes the entry; the caller must release it.

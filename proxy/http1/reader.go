@@ -215,6 +215,9 @@ func (r *Reader) readHead(h *Head) error {
 		if len(b) >= r.limits.HeadBytes {
 			return ErrHeadSize
 		}
+		if len(b) > 0 && !isToken[b[0]] {
+			return ErrMethod
+		}
 		// What can't become a head is refused at once: waiting for an empty line
 		// that a lenient peer ends with a bare LF would be waiting for ever.
 		if i := bytes.IndexByte(b[scanned:], '\n'); i >= 0 {

@@ -139,13 +139,13 @@ func (c *Core) follow(ctx context.Context) error {
 	changes := c.Directory.Changes()
 	ticker := time.NewTicker(recheckEvery)
 	defer ticker.Stop()
-	c.configure(ctx)
+	c.Configure(ctx)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-changes:
-			c.configure(ctx)
+			c.Configure(ctx)
 		case now := <-ticker.C:
 			c.Observer.Expire(now)
 		}
@@ -155,7 +155,9 @@ func (c *Core) follow(ctx context.Context) error {
 	}
 }
 
-func (c *Core) configure(ctx context.Context) {
+// Configure applies what the mesh says of roots and telemetry. Run does so at
+// each change; it is called once more before the first connection.
+func (c *Core) Configure(ctx context.Context) {
 	mesh := c.Directory.Mesh().Proto
 	if roots := mesh.GetRoots(); len(roots) > 0 {
 		c.setRoots(roots)

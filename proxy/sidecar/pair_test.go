@@ -3,13 +3,11 @@ package sidecar
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -17,7 +15,6 @@ import (
 	"go.uber.org/goleak"
 
 	hauberkv1 "github.com/hauberk-mesh/hauberk/api/gen/hauberk/v1"
-	"github.com/hauberk-mesh/hauberk/internal/identity"
 	"github.com/hauberk-mesh/hauberk/internal/identity/identitytest"
 	"github.com/hauberk-mesh/hauberk/proxy/connections"
 )
@@ -157,6 +154,8 @@ func newPair(t *testing.T, s setup) *pair {
 	run(p.server.Run)
 	<-p.client.Directory.Ready()
 	<-p.server.Directory.Ready()
+	p.client.Configure(ctx)
+	p.server.Configure(ctx)
 	run(func(ctx context.Context) error { return connections.Serve(ctx, ctx, in, log, p.server.Inbound.Handle) })
 	run(func(ctx context.Context) error {
 		return connections.Serve(ctx, ctx, out, log, p.client.Outbound.Handle)
@@ -267,7 +266,3 @@ func body(t *testing.T, r *http.Response, err error) (int, string) {
 	}
 	return r.StatusCode, string(b)
 }
-
-var _ = identity.Peer{}
-var _ = strings.Contains
-var _ = fmt.Sprint

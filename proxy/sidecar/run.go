@@ -140,6 +140,7 @@ func runWith(ctx context.Context, p process) error {
 				return nil
 			}
 			hasConfig.Ready()
+			p.core.Configure(live)
 			listeners, err := p.listen(live)
 			if err != nil {
 				return err
