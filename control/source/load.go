@@ -182,6 +182,15 @@ func (o *Objects) addOne(u *unstructured.Unstructured) (bool, error) {
 	if u.GetUID() == "" {
 		u.SetUID(types.UID(fileUID(gvk.Kind, u.GetNamespace(), u.GetName())))
 	}
+	if gvk.Kind == "Namespace" {
+		// The API server sets this label on every namespace.
+		labels := u.GetLabels()
+		if labels == nil {
+			labels = make(map[string]string, 1)
+		}
+		labels[corev1.LabelMetadataName] = u.GetName()
+		u.SetLabels(labels)
+	}
 	if gvk.GroupVersion() == v1alpha1.GroupVersion {
 		for _, kind := range customKinds(o) {
 			if kind.kind == gvk.Kind {
