@@ -20,8 +20,9 @@ type server struct {
 	// authority is options.DefaultAuthority.
 	authority []byte
 
-	x Exchange
-	t trip
+	x    Exchange
+	t    trip
+	last bool // the last response was sent
 }
 
 // Serve carries exchanges until the client ends, an error makes the connection
@@ -40,6 +41,7 @@ func Serve(ctx context.Context, client *Conn, h Handler, options *Options) error
 			return err
 		}
 		if !again {
+			s.end()
 			client.R.Release()
 			return client.Close()
 		}
@@ -121,18 +123,24 @@ func (s *server) refuse(r *Refusal) (again bool, err error) {
 	return true, s.client.W.Flush()
 }
 
-// finish sends the last response of a connection and lingers: closing while
-// the client still sends would reset the connection and lose the response.
+// finish sends the last response of a connection.
 func (s *server) finish() error {
-	if err := s.client.W.Flush(); err != nil {
-		return err
+	s.last = true
+	return s.client.W.Flush()
+}
+
+// end ends our direction after the last response and lingers if the client may
+// still be sending: closing then would reset the connection, and with it lose
+// the response.
+func (s *server) end() {
+	if !s.last || s.x.Parsed && s.x.Request.Close && s.x.requestBody.Done() {
+		return
 	}
-	if err := s.client.CloseWrite(); err != nil {
-		return nil
+	if s.client.CloseWrite() != nil {
+		return
 	}
 	_ = s.client.Conn.SetReadDeadline(time.Now().Add(time.Second))
 	_, _ = io.CopyN(io.Discard, s.client.Conn, 256<<10)
-	return nil
 }
 
 func (s *server) keepClient() bool {

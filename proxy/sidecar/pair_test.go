@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -60,6 +61,7 @@ type pair struct {
 	dial           string // the client's outbound listener
 	inbound        string // the server's inbound listener
 	authority      *identitytest.Authority
+	target         atomic.Pointer[netip.AddrPort] // where the client's connections were going
 	clientRes      []*hauberkv1.Resource
 	serverRes      []*hauberkv1.Resource
 }
@@ -102,7 +104,8 @@ func newPair(t *testing.T, s setup) *pair {
 	t.Helper()
 	p := &pair{t: t, authority: identitytest.NewAuthority(t, ""), clientAccess: &safeBuffer{}, serverAccess: &safeBuffer{}, log: &safeBuffer{}}
 	log := slog.New(slog.NewTextHandler(p.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	app := netip.MustParseAddrPort(s.app)
+	app, to := netip.MustParseAddrPort(s.app), netip.MustParseAddrPort(service)
+	p.target.Store(&to)
 	appPort := uint32(app.Port())
 
 	p.server = NewCore(CoreOptions{PodUID: serverUID, Source: p.authority.Workload(t, "bank", "server", serverUID), Log: log.With("side", "server"),
@@ -112,7 +115,7 @@ func newPair(t *testing.T, s setup) *pair {
 	p.client = NewCore(CoreOptions{PodUID: clientUID, Source: p.authority.Workload(t, "bank", "client", clientUID), Log: log.With("side", "client"),
 		AccessLog: p.clientAccess, Foreign: true,
 		Inbound:  func(net.Conn) (netip.AddrPort, error) { return netip.AddrPort{}, io.EOF },
-		Outbound: func(net.Conn) (netip.AddrPort, error) { return netip.MustParseAddrPort(service), nil }})
+		Outbound: func(net.Conn) (netip.AddrPort, error) { return *p.target.Load(), nil }})
 
 	in, out := listen(t), listen(t)
 	p.inbound, p.dial = in.Addr().String(), out.Addr().String()

@@ -185,7 +185,8 @@ func TestForeignCertificateIsRefused(t *testing.T) {
 func TestNotOfTheMesh(t *testing.T) {
 	app := tcpApp(t, func(c net.Conn) { _, _ = io.Copy(c, c) })
 	p := newPair(t, setup{app: app})
-	p.client.Outbound.OriginalDestination = func(net.Conn) (netip.AddrPort, error) { return netip.ParseAddrPort(app) }
+	to := netip.MustParseAddrPort(app)
+	p.target.Store(&to)
 	c := p.conn()
 	fmt.Fprint(c, "plain")
 	_ = c.(*net.TCPConn).CloseWrite()
@@ -210,7 +211,8 @@ func TestControlPlaneAway(t *testing.T) {
 	if status, _ := body(t, r, err); status != 200 {
 		t.Errorf("a known destination: status %d", status)
 	}
-	p.client.Outbound.OriginalDestination = func(net.Conn) (netip.AddrPort, error) { return netip.ParseAddrPort(app) }
+	to := netip.MustParseAddrPort(app)
+	p.target.Store(&to)
 	conn := p.conn()
 	if n, err := conn.Read(make([]byte, 1)); err == nil || n > 0 {
 		t.Errorf("an unknown destination was not refused: %d, %v", n, err)
