@@ -171,6 +171,9 @@ func (s *Stage) Images(ctx context.Context) error {
 	var load []string
 	stamps := map[string]string{}
 	for _, a := range archives {
+		if filepath.Base(a) == "hauberk-images.tar" {
+			continue // all the others in one
+		}
 		sum, err := digest(a, identity)
 		if err != nil {
 			return err
@@ -209,11 +212,62 @@ func digest(path string, salt []byte) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// Install installs the mesh, or upgrades it, and restarts its workloads if
-// their images changed under the same name.
+// Install installs the mesh, or upgrades it, and restarts those of its workloads
+// whose image changed under the same name.
 func (s *Stage) Install(ctx context.Context, args ...string) error {
-	_, err := s.must(ctx, "", s.HauberkPath(), append([]string{"install"}, args...)...)
-	return err
+	if _, err := s.must(ctx, "", s.HauberkPath(), append([]string{"install"}, args...)...); err != nil {
+		return err
+	}
+	return s.restartChanged(ctx)
+}
+
+// restartChanged restarts what runs an older image than the one that was loaded
+// last. A new cluster starts with the images as they are.
+func (s *Stage) restartChanged(ctx context.Context) error {
+	var restarted []string
+	for name, workload := range map[string]string{
+		"hauberk-control": "deployment/hauberk-control", "hauberk-injector": "deployment/hauberk-injector", "hauberk-node": "daemonset/hauberk-node",
+	} {
+		loaded, err := os.ReadFile(filepath.Join(s.Root, ".cluster", "loaded-"+name+".tar"))
+		if err != nil {
+			continue // an image that was not loaded by Images cannot be older
+		}
+		identity, err := os.ReadFile(s.Kubeconfig())
+		if err != nil {
+			return fmt.Errorf("kubeconfig of the cluster: %w", err)
+		}
+		running := filepath.Join(s.Root, ".cluster", "running-"+name)
+		sum := sha256.Sum256(identity)
+		cluster, had, _ := strings.Cut(string(mayRead(running)), " ")
+		now := hex.EncodeToString(sum[:])
+		if cluster == now && had == string(loaded) {
+			continue
+		}
+		if cluster == now {
+			if _, err := s.Kubectl(ctx, "-n", "hauberk-system", "rollout", "restart", workload); err != nil {
+				return err
+			}
+			restarted = append(restarted, workload)
+		}
+		if err := os.WriteFile(running, []byte(now+" "+string(loaded)), 0o644); err != nil {
+			return fmt.Errorf("note what runs: %w", err)
+		}
+	}
+	for _, workload := range restarted {
+		if _, err := s.Kubectl(ctx, "-n", "hauberk-system", "rollout", "status", workload, "--timeout=120s"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mayRead is a file's content, empty if it cannot be read.
+func mayRead(path string) []byte {
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return nil
+	}
+	return content
 }
 
 // Eventually asks until the answer is yes or the time is over, and then says
