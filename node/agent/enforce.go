@@ -207,5 +207,5 @@ func attachedPod(at cniserver.Attachment, s known) firewall.Pod {
 }
 
 func tunnelState(s known) tunnel.State {
-	return tunnel.State{Enabled: true, Strict: s.mesh.strict, Peers: s.peers, PodCIDRs: s.mesh.podCIDRs}
+	return tunnel.State{Enabled: s.mesh.strict, Strict: s.mesh.strict, Peers: s.peers, PodCIDRs: s.mesh.podCIDRs}
 }

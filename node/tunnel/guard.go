@@ -96,6 +96,18 @@ func (t *Tunnel) remove(ctx context.Context) error {
 	if err := t.guard(ctx); err != nil {
 		return err
 	}
+	link, err := netlink.LinkByName(t.name)
+	if err == nil && link.Type() != "wireguard" {
+		// The userspace device belongs to its own process, which would only make it
+		// again: it stays, idle and without a way into it.
+		if err := removeRoutes(); err != nil {
+			return err
+		}
+		if err := netlink.LinkSetDown(link); err != nil {
+			return fmt.Errorf("set %s down: %w", t.name, err)
+		}
+		return nil
+	}
 	return removeLink(t.name)
 }
 
