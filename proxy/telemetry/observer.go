@@ -98,14 +98,24 @@ func (o *Observer) Log() *slog.Logger { return o.log }
 // the rest counted.
 func (o *Observer) Decision(v *policy.Verdict, rec *Record, source netip.Addr) {
 	o.Verdict(v)
-	if v.Action == policy.Allow {
-		return
+	for _, l := range v.Logs {
+		o.told("matched a Log rule", v, rec, source, l.Policy.String(), l.Rule)
 	}
+	if v.Audit != nil {
+		o.told("audited policy would decide otherwise: "+v.Audit.Action.String(), v, rec, source, authz.Name(v.Audit), v.Audit.Rule)
+	}
+	if v.Action != policy.Allow {
+		o.told("denied by policy", v, rec, source, authz.Name(v), v.Rule)
+	}
+}
+
+// told writes one line about a decision.
+func (o *Observer) told(message string, v *policy.Verdict, rec *Record, source netip.Addr, by, rule string) {
 	suppressed, ok := o.denials.allow(time.Now())
 	if !ok {
 		return
 	}
-	o.log.Info("denied by policy", "direction", rec.Direction, "tier", v.Tier, "policy", authz.Name(v), "rule", v.Rule,
+	o.log.Info(message, "direction", rec.Direction, "verdict", v.Action.String(), "tier", v.Tier, "policy", by, "rule", rule,
 		"reason", v.Reason, "source_principal", rec.Source.Principal, "source_workload", name(rec.Source),
 		"source_address", source.String(), "destination_workload", name(rec.Destination), "target_address", rec.TargetAddress,
 		"method", rec.Method, "path", rec.Path, "suppressed", suppressed)
