@@ -59,7 +59,8 @@ type subscription struct {
 	// sent is the version of each name that was sent, or that the client said
 	// it has, whether or not it was acknowledged.
 	sent map[string]string
-	// acked is what the client acknowledged.
+	// acked is what the client acknowledged, on this stream or, as it said when it
+	// subscribed, on an earlier one.
 	acked map[string]string
 	// rejected is the version of each name that the client refused on its own; it
 	// is not sent again.
@@ -161,7 +162,7 @@ func (s *subscription) subscribe(name string, has map[string]string, names *int)
 	if name == star {
 		s.all, s.completing = true, true
 		for n, version := range has {
-			s.told[n], s.sent[n] = version, version
+			s.told[n], s.sent[n], s.acked[n] = version, version, version
 		}
 		return
 	}
@@ -171,7 +172,7 @@ func (s *subscription) subscribe(name string, has map[string]string, names *int)
 	}
 	delete(s.rejected, name)
 	if version, ok := has[name]; ok {
-		s.sent[name] = version
+		s.sent[name], s.acked[name] = version, version
 	} else {
 		delete(s.sent, name) // it is sent afresh
 	}

@@ -523,3 +523,42 @@ func TestBadRequestsEndTheStreamOnly(t *testing.T) {
 		})
 	}
 }
+
+// A client that comes back says what it has, and is sent nothing of it: it
+// still counts as acknowledged.
+func TestAcksOfAClientThatCameBack(t *testing.T) {
+	h := start(t, nil)
+	compiled := compile.Compile(facts())
+	h.server.Publish(compiled)
+	set := compiled.Workloads["summary"].GetPolicySet()
+	conn, err := grpc.NewClient("passthrough:///"+h.address, grpc.WithTransportCredentials(credentials.NewTLS(h.tls(h.authority.Workload(t, "bank", "summary", "summary")))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	stream, err := hauberkv1.NewDiscoveryClient(conn).Stream(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	version := h.server.snapshot.Load().policySets[set].version
+	request := &hauberkv1.DiscoveryRequest{Type: setType, Subscribe: []string{"*"}, InitialVersions: map[string]string{set: version, "gone": "x"}}
+	if err := stream.Send(request); err != nil {
+		t.Fatal(err)
+	}
+	response, err := stream.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !response.GetComplete() || len(response.GetResources()) != 0 || !slices.Equal(response.GetRemoved(), []string{"gone"}) {
+		t.Errorf("response: %v, want a complete one that removes only what is gone", response)
+	}
+	if err := stream.Send(&hauberkv1.DiscoveryRequest{Type: setType, ResponseNonce: response.GetNonce()}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "acknowledgement", func() error {
+		if got := h.server.Acks().Sidecar["summary"]; got != set {
+			return fmt.Errorf("got %q, want %q", got, set)
+		}
+		return nil
+	})
+}
