@@ -7,6 +7,7 @@ package admin
 
 import (
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"log/slog"
@@ -80,6 +81,7 @@ func Handler(o Options) http.Handler {
 	page("/pools", func() any { return o.Upstreams.States() })
 	page("/destinations", func() any { return o.destinations() })
 	mux.HandleFunc("GET /policy", o.policy)
+	mux.HandleFunc("GET /identity", o.identity)
 	mux.HandleFunc("GET /log-level", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, level(o.Level)) })
 	mux.HandleFunc("PUT /log-level", o.setLevel)
 	return sameOrigin(mux)
@@ -174,6 +176,21 @@ func (o *Options) policy(w http.ResponseWriter, _ *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	_, _ = w.Write(append(b, '\n'))
+}
+
+// identity is the certificate in use and its chain, PEM; never the key.
+func (o *Options) identity(w http.ResponseWriter, _ *http.Request) {
+	svid, ok := o.Source.Current()
+	if !ok {
+		http.Error(w, "there is no certificate yet", http.StatusServiceUnavailable)
+		return
+	}
+	w.Header().Set("Content-Type", "application/x-pem-file")
+	for _, c := range svid.Certificates {
+		if err := pem.Encode(w, &pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}); err != nil {
+			return // the reader went away
+		}
+	}
 }
 
 func (o *Options) setLevel(w http.ResponseWriter, r *http.Request) {
