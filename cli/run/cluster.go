@@ -18,6 +18,8 @@ type Cluster struct {
 	Kubeconfig string
 	Context    string
 	Namespace  string
+	// Connect replaces the way to the cluster; nil means the kubeconfig.
+	Connect func() (*Clients, error)
 }
 
 // AddFlags defines --kubeconfig, --context and -n.
@@ -52,6 +54,9 @@ func (c *Cluster) CurrentNamespace() string {
 	if c.Namespace != "" {
 		return c.Namespace
 	}
+	if c.Connect != nil {
+		return "default"
+	}
 	if ns, _, err := c.loader().Namespace(); err == nil && ns != "" {
 		return ns
 	}
@@ -64,10 +69,15 @@ type Clients struct {
 	Kube       kubernetes.Interface
 	Dynamic    dynamic.Interface
 	Extensions apiextensions.Interface
+	// DialPod replaces the way to pods; nil means the API server's port-forward.
+	DialPod DialPod
 }
 
 // Clients connects to the cluster.
 func (c *Cluster) Clients() (*Clients, error) {
+	if c.Connect != nil {
+		return c.Connect()
+	}
 	cfg, err := c.Config()
 	if err != nil {
 		return nil, err
