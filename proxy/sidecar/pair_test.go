@@ -22,6 +22,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+var noDeadline time.Time
+
 const (
 	clientUID = "11111111-1111-1111-1111-111111111111"
 	serverUID = "22222222-2222-2222-2222-222222222222"
@@ -51,7 +53,7 @@ func (b *safeBuffer) String() string {
 // pair is two sidecars in this process with real sockets and real mutual TLS
 // between them; what iptables would tell is told by functions.
 type pair struct {
-	t              *testing.T
+	t              testing.TB
 	client, server *Core
 	clientFixed    *Fixed
 	serverFixed    *Fixed
@@ -77,12 +79,13 @@ type setup struct {
 	plain       bool   // the destination says that the server has no sidecar
 	peerUnknown bool
 	otlp        string
+	quiet       bool // no access log, no debug log, nothing sampled
 }
 
 func meshResource(s *setup) *hauberkv1.Resource {
 	return &hauberkv1.Resource{Name: "mesh", Version: "1", Body: &hauberkv1.Resource_Mesh{Mesh: &hauberkv1.Mesh{
 		TrustDomain: "cluster.local", DenyResponseHeader: true,
-		Telemetry: &hauberkv1.Telemetry{AccessLog: true, SamplingRatio: 1, OtlpEndpoint: s.otlp}}}}
+		Telemetry: &hauberkv1.Telemetry{AccessLog: !s.quiet, SamplingRatio: 1, OtlpEndpoint: s.otlp}}}}
 }
 
 func workloadResource(uid, name, id string, labels map[string]string, port uint32, s *setup) *hauberkv1.Resource {
@@ -100,10 +103,13 @@ func setResource(name string, ingress, egress []*hauberkv1.Tier) *hauberkv1.Reso
 		Id: name, Ingress: ingress, Egress: egress, DefaultAction: hauberkv1.Action_ACTION_ALLOW}}}
 }
 
-func newPair(t *testing.T, s setup) *pair {
+func newPair(t testing.TB, s setup) *pair {
 	t.Helper()
 	p := &pair{t: t, authority: identitytest.NewAuthority(t, ""), clientAccess: &safeBuffer{}, serverAccess: &safeBuffer{}, log: &safeBuffer{}}
 	log := slog.New(slog.NewTextHandler(p.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	if s.quiet {
+		log = slog.New(slog.DiscardHandler)
+	}
 	app, to := netip.MustParseAddrPort(s.app), netip.MustParseAddrPort(service)
 	p.target.Store(&to)
 	appPort := uint32(app.Port())
@@ -173,7 +179,7 @@ func newPair(t *testing.T, s setup) *pair {
 	return p
 }
 
-func listen(t *testing.T) net.Listener {
+func listen(t testing.TB) net.Listener {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -214,7 +220,7 @@ func (p *pair) eventually(what string, ok func() bool) {
 }
 
 // httpApp is a real HTTP application.
-func httpApp(t *testing.T, h http.Handler) string {
+func httpApp(t testing.TB, h http.Handler) string {
 	t.Helper()
 	l := listen(t)
 	s := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second}
@@ -225,7 +231,7 @@ func httpApp(t *testing.T, h http.Handler) string {
 }
 
 // tcpApp runs handle for each connection.
-func tcpApp(t *testing.T, handle func(net.Conn)) string {
+func tcpApp(t testing.TB, handle func(net.Conn)) string {
 	t.Helper()
 	l := listen(t)
 	var wg sync.WaitGroup
@@ -257,7 +263,7 @@ func get(methods []string, prefix string) *hauberkv1.HTTPMatch {
 	return &hauberkv1.HTTPMatch{Methods: methods, Paths: []*hauberkv1.PathMatch{{Type: hauberkv1.PathMatch_TYPE_PREFIX, Value: prefix}}}
 }
 
-func body(t *testing.T, r *http.Response, err error) (int, string) {
+func body(t testing.TB, r *http.Response, err error) (int, string) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -157,52 +158,80 @@ type Choice struct {
 // The address of one pod is tried whatever its readiness, as without a mesh.
 func (s *Set) Pick(d *directory.Destination, tried []Choice) (Choice, error) {
 	now := time.Now()
-	var best Choice
+	var failed error
+	// The best rank's candidates are sampled as they pass: two at random remain.
+	var first, second Choice
 	bestRank, seen := 0, 0
 	for i := range d.Endpoints {
 		de := &d.Endpoints[i]
-		rank := 1
-		switch {
-		case de.Ready && !de.Terminating:
-			rank = 9
-		case de.Ready || de.Terminating:
-			rank = 5
-		case d.Kind == "Service":
+		rank := rankOf(d, de)
+		if rank == 0 {
 			continue
 		}
 		e, err := s.endpoint(de)
 		if err != nil {
-			return Choice{}, err
+			failed = err // an identity that can't be expected: as good as none
+			continue
 		}
-		for _, t := range tried {
-			if t.e == e {
-				rank = -1
-			}
-		}
-		if rank < 0 {
+		if slices.ContainsFunc(tried, func(t Choice) bool { return t.e == e }) {
 			continue
 		}
 		if e.aside(now) {
-			rank -= 8
+			rank -= rankReady
+		}
+		if seen > 0 && rank < bestRank {
+			continue
+		}
+		if seen == 0 || rank > bestRank {
+			bestRank, seen = rank, 0
 		}
 		c := Choice{Endpoint: *de, Meshed: e.meshed(), e: e}
+		seen++
 		switch {
-		case best.e == nil || rank > bestRank:
-			best, bestRank, seen = c, rank, 1
-		case rank == bestRank:
-			// Reservoir sampling of the rivals keeps this one pass: each
-			// newcomer meets the champion with falling probability, so that
-			// two random ones are compared.
-			seen++
-			if rand.IntN(seen) < 2 && (e.load() < best.e.load() || e.load() == best.e.load() && rand.IntN(seen) == 0) {
-				best = c
+		case seen == 1:
+			first = c
+		case seen == 2:
+			second = c
+		default:
+			// Reservoir sampling: each candidate remains with the same probability.
+			switch rand.IntN(seen) {
+			case 0:
+				first = c
+			case 1:
+				second = c
 			}
 		}
 	}
-	if best.e == nil {
+	switch {
+	case seen == 0 && failed != nil:
+		return Choice{}, failed
+	case seen == 0:
 		return Choice{}, ErrNoEndpoint
+	case seen == 1:
+		return first, nil
 	}
-	return best, nil
+	a, b := first.e.load(), second.e.load()
+	if b < a || b == a && rand.IntN(2) == 0 {
+		return second, nil
+	}
+	return first, nil
+}
+
+// rankReady is also how far setting aside moves an endpoint down: below all
+// that were not set aside, in their order.
+const rankReady = 10
+
+// rankOf is the order of readiness; 0 is not to be used.
+func rankOf(d *directory.Destination, e *directory.Endpoint) int {
+	switch {
+	case e.Ready && !e.Terminating:
+		return rankReady
+	case e.Ready || e.Terminating:
+		return 5
+	case d.Kind == "Service":
+		return 0
+	}
+	return 1
 }
 
 // HTTP gives a connection for one request: a pooled one, or a new one.
@@ -226,9 +255,6 @@ func (s *Set) HTTP(ctx context.Context, c Choice, fresh bool) (*exchange.Conn, e
 	wrapped.Expires = expires
 	return wrapped, nil
 }
-
-// Adopt makes a connection that TCP gave one for requests.
-func (s *Set) Adopt(conn net.Conn) *exchange.Conn { return exchange.NewConn(conn) }
 
 // Release takes a connection of HTTP back. A latency of zero is not observed.
 func (s *Set) Release(c Choice, conn *exchange.Conn, reusable bool, latency time.Duration) {
