@@ -14,17 +14,19 @@ const (
 	largeBuffer = 32 << 10
 )
 
+// The pools hold arrays, because a pointer to one costs no allocation to put
+// back.
 var (
-	smallPool = sync.Pool{New: func() any { b := make([]byte, smallBuffer); return &b }}
-	largePool = sync.Pool{New: func() any { b := make([]byte, largeBuffer); return &b }}
+	smallPool = sync.Pool{New: func() any { return new([smallBuffer]byte) }}
+	largePool = sync.Pool{New: func() any { return new([largeBuffer]byte) }}
 )
 
 func borrow(size int) []byte {
 	switch {
 	case size <= smallBuffer:
-		return *smallPool.Get().(*[]byte)
+		return smallPool.Get().(*[smallBuffer]byte)[:]
 	case size <= largeBuffer:
-		return *largePool.Get().(*[]byte)
+		return largePool.Get().(*[largeBuffer]byte)[:]
 	}
 	return make([]byte, size)
 }
@@ -32,11 +34,9 @@ func borrow(size int) []byte {
 func giveBack(b []byte) {
 	switch cap(b) {
 	case smallBuffer:
-		b = b[:smallBuffer]
-		smallPool.Put(&b)
+		smallPool.Put((*[smallBuffer]byte)(b[:smallBuffer]))
 	case largeBuffer:
-		b = b[:largeBuffer]
-		largePool.Put(&b)
+		largePool.Put((*[largeBuffer]byte)(b[:largeBuffer]))
 	}
 }
 

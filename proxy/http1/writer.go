@@ -13,7 +13,13 @@ type Writer struct {
 	buf []byte // nil while empty
 	err error
 	n   int64 // bytes handed to dst
+
+	scratch [64]byte
 }
+
+// Scratch is an empty slice of 64 bytes to put a value together in, for the
+// next Write only.
+func (w *Writer) Scratch() []byte { return w.scratch[:0] }
 
 // NewWriter writes to dst.
 func NewWriter(dst io.Writer) *Writer { return &Writer{dst: dst} }
@@ -101,8 +107,7 @@ func (w *Writer) WriteRaw(f *Field) {
 
 // WriteInt appends n in decimal.
 func (w *Writer) WriteInt(n int64) {
-	var digits [20]byte
-	w.Write(strconv.AppendInt(digits[:0], n, 10))
+	w.Write(strconv.AppendInt(w.Scratch(), n, 10))
 }
 
 // WriteChunk appends p as one chunk.
@@ -110,9 +115,8 @@ func (w *Writer) WriteChunk(p []byte) {
 	if len(p) == 0 {
 		return
 	}
-	var size [20]byte
 	w.reserve(len(p) + 20)
-	w.Write(append(strconv.AppendInt(size[:0], int64(len(p)), 16), '\r', '\n'))
+	w.Write(append(strconv.AppendInt(w.Scratch(), int64(len(p)), 16), '\r', '\n'))
 	w.Write(p)
 	w.WriteString("\r\n")
 }

@@ -3,6 +3,7 @@ package inbound
 import (
 	"context"
 
+	"github.com/hauberk-mesh/hauberk/policy"
 	"github.com/hauberk-mesh/hauberk/proxy/authz"
 	"github.com/hauberk-mesh/hauberk/proxy/exchange"
 	"github.com/hauberk-mesh/hauberk/proxy/http1"
@@ -22,6 +23,7 @@ type requests struct {
 	route *telemetry.Route
 	app   *exchange.Conn
 	xfcc  string
+	flow  policy.Flow // reused for each request
 }
 
 func (c *connection) serveHTTP(ctx context.Context) {
@@ -53,7 +55,7 @@ func (h *requests) Admit(x *exchange.Exchange) *exchange.Refusal {
 	}
 	h.trace = h.Observer.StartRequest(h.ctx, telemetry.Inbound, &x.Request)
 	h.rec.Method, h.rec.Path, h.rec.Host = x.HTTP.Method, x.HTTP.Path, x.HTTP.Host
-	verdict, set := h.evaluate(&x.HTTP)
+	verdict, set := h.evaluate(&h.flow, &x.HTTP)
 	h.rec.Verdict, h.rec.Decided = verdict, true
 	h.Observer.Decision(&h.rec.Verdict, &h.rec, h.source.Addr())
 	if verdict.Allowed() {
@@ -102,8 +104,7 @@ func (h *requests) RequestFields(_ *exchange.Exchange, w *http1.Writer) {
 		w.WriteField("X-Forwarded-Client-Cert", h.xfcc)
 	}
 	w.WriteString("X-Forwarded-For: ")
-	var b [48]byte
-	w.Write(h.source.Addr().AppendTo(b[:0]))
+	w.Write(h.source.Addr().AppendTo(w.Scratch()))
 	w.WriteString("\r\n")
 	h.trace.WriteTo(w)
 }

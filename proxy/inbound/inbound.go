@@ -220,11 +220,13 @@ func (c *connection) flow(self *directory.Self) policy.Flow {
 	return authz.Flow(source, destination, c.target.Port(), c.mtls != nil)
 }
 
-func (c *connection) evaluate(request *policy.HTTPRequest) (policy.Verdict, *policy.Set) {
+// evaluate asks about a request, nil for the connection as bytes. flow is where
+// the facts are put together.
+func (c *connection) evaluate(flow *policy.Flow, request *policy.HTTPRequest) (policy.Verdict, *policy.Set) {
 	self := c.Directory.Self()
-	flow := c.flow(self)
+	*flow = c.flow(self)
 	flow.HTTP = request
-	return self.Set.Evaluate(policy.Ingress, &flow), self.Set
+	return self.Set.Evaluate(policy.Ingress, flow), self.Set
 }
 
 func (c *connection) project() policy.Projection {
@@ -321,7 +323,7 @@ func (c *connection) relay(ctx context.Context) {
 		}
 		c.Observer.Connection(route, &rec, &trace)
 	}
-	rec.Verdict, _ = c.evaluate(nil)
+	rec.Verdict, _ = c.evaluate(&policy.Flow{}, nil)
 	rec.Decided = true
 	c.Observer.Decision(&rec.Verdict, &rec, c.source.Addr())
 	if !rec.Verdict.Allowed() {
@@ -338,7 +340,7 @@ func (c *connection) relay(ctx context.Context) {
 		if err := c.trusted(); err != nil {
 			return err
 		}
-		if v, set := c.evaluate(nil); !v.Allowed() {
+		if v, set := c.evaluate(&policy.Flow{}, nil); !v.Allowed() {
 			return errors.New(authz.Refusal(set, &v))
 		}
 		return nil

@@ -6,6 +6,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/hauberk-mesh/hauberk/policy"
 	"github.com/hauberk-mesh/hauberk/proxy/authz"
 	"github.com/hauberk-mesh/hauberk/proxy/exchange"
 	"github.com/hauberk-mesh/hauberk/proxy/http1"
@@ -23,6 +24,7 @@ type requests struct {
 	choice upstream.Choice
 	tried  []upstream.Choice
 	sent   time.Time
+	facts  policy.Flow // reused for each request
 
 	last      *telemetry.Route // of the choice before, which is usually the same
 	lastRoute upstream.Choice
@@ -55,7 +57,7 @@ func (h *requests) pick(x *exchange.Exchange) *exchange.Refusal {
 	}
 	h.choice = choice
 	h.rec.Method, h.rec.Path, h.rec.Host = x.HTTP.Method, x.HTTP.Path, x.HTTP.Host
-	h.rec.Verdict, h.rec.Decided = h.admit(h.ctx, &choice.Endpoint, &x.HTTP), true
+	h.rec.Verdict, h.rec.Decided = h.admit(h.ctx, &h.facts, &h.choice.Endpoint, &x.HTTP), true
 	h.Observer.Decision(&h.rec.Verdict, &h.rec, h.client.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap())
 	if h.rec.Verdict.Allowed() {
 		return nil

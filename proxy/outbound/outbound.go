@@ -180,12 +180,14 @@ func (c *connection) flow(ctx context.Context, self *directory.Self, e *director
 }
 
 // admit asks egress policy about an endpoint.
-func (c *connection) admit(ctx context.Context, e *directory.Endpoint, request *policy.HTTPRequest) policy.Verdict {
+// flow is where the facts are put together.
+func (c *connection) admit(ctx context.Context, flow *policy.Flow, e *directory.Endpoint, request *policy.HTTPRequest) policy.Verdict {
 	self := c.Directory.Self()
-	flow, release := c.flow(ctx, self, e)
+	facts, release := c.flow(ctx, self, e)
 	defer release()
+	*flow = facts
 	flow.HTTP = request
-	return self.Set.Evaluate(policy.Egress, &flow)
+	return self.Set.Evaluate(policy.Egress, flow)
 }
 
 // choose picks an endpoint that was not tried and that policy lets it reach.
@@ -265,7 +267,7 @@ func (c *connection) relay(ctx context.Context) {
 
 // judge asks egress policy about a connection that is carried as bytes.
 func (c *connection) judge(ctx context.Context, rec *telemetry.Record, e *directory.Endpoint) bool {
-	rec.Verdict, rec.Decided = c.admit(ctx, e, nil), true
+	rec.Verdict, rec.Decided = c.admit(ctx, &policy.Flow{}, e, nil), true
 	c.Observer.Decision(&rec.Verdict, rec, c.client.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap())
 	if rec.Verdict.Allowed() {
 		return true
@@ -291,7 +293,7 @@ func (c *connection) pipe(ctx context.Context, rec *telemetry.Record, choice *up
 	defer done()
 	c.live.SetProtocol(telemetry.ProtocolTCP)
 	c.live.OnRecheck(func() error {
-		if v := c.admit(ctx, e, nil); !v.Allowed() {
+		if v := c.admit(ctx, &policy.Flow{}, e, nil); !v.Allowed() {
 			return errors.New(authz.Refusal(c.Directory.Self().Set, &v))
 		}
 		return nil

@@ -98,9 +98,8 @@ func (t *Trace) WriteTo(w *http1.Writer) {
 	if !t.Valid() {
 		return
 	}
-	var b [55]byte
 	w.WriteString("traceparent: ")
-	w.Write(t.appendTraceparent(b[:0]))
+	w.Write(t.appendTraceparent(w.Scratch()))
 	w.WriteString("\r\n")
 }
 
