@@ -38,6 +38,12 @@ func (s *subscriptions) Unsubscribe(_ hauberkv1.ResourceType, names ...string) {
 	}
 }
 
+func (s *subscriptions) count(name string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.names[name]
+}
+
 const (
 	destinationType = hauberkv1.ResourceType_RESOURCE_TYPE_DESTINATION
 	workloadType    = hauberkv1.ResourceType_RESOURCE_TYPE_WORKLOAD
@@ -78,8 +84,8 @@ func TestDestinations(t *testing.T) {
 		}
 		apply(t, d, destinationType, destination("1"))
 		ref, err := d.HoldDestination(t.Context(), service)
-		if err != nil || ref.Value().Version != "1" || subs.names[service.String()] != 1 {
-			t.Fatalf("told: %v, %v", err, subs.names)
+		if err != nil || ref.Value().Version != "1" || subs.count(service.String()) != 1 {
+			t.Fatalf("told: %v", err)
 		}
 		apply(t, d, destinationType, destination("2"))
 		if ref.Value().Version != "2" {
@@ -90,12 +96,12 @@ func TestDestinations(t *testing.T) {
 		done := make(chan struct{})
 		go func() { defer close(done); _ = d.Run(ctx) }()
 		time.Sleep(time.Hour)
-		if subs.names[service.String()] != 1 {
+		if subs.count(service.String()) != 1 {
 			t.Error("a held destination was forgotten")
 		}
 		ref.Release()
 		time.Sleep(time.Hour)
-		if subs.names[service.String()] != 0 {
+		if subs.count(service.String()) != 0 {
 			t.Error("an unused destination is kept for ever")
 		}
 		cancel()

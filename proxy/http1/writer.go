@@ -12,7 +12,6 @@ type Writer struct {
 	dst io.Writer
 	buf []byte // nil while empty
 	err error
-	n   int64 // bytes handed to dst
 
 	scratch [64]byte
 }
@@ -23,10 +22,6 @@ func (w *Writer) Scratch() []byte { return w.scratch[:0] }
 
 // NewWriter writes to dst.
 func NewWriter(dst io.Writer) *Writer { return &Writer{dst: dst} }
-
-// Sent is how many bytes were handed to the connection so far, the failed
-// write included: zero means that the peer can have seen nothing.
-func (w *Writer) Sent() int64 { return w.n }
 
 // Buffered is how many bytes wait for Flush.
 func (w *Writer) Buffered() int { return len(w.buf) }
@@ -143,10 +138,7 @@ func (w *Writer) flush(keep bool) {
 }
 
 func (w *Writer) send(p []byte) {
-	n, err := w.dst.Write(p)
-	w.n += int64(n)
-	if err != nil {
-		w.n++ // some of the rest may have left
+	if _, err := w.dst.Write(p); err != nil {
 		w.err = err
 	}
 }

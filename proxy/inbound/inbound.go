@@ -20,6 +20,7 @@ import (
 
 	hauberkv1 "github.com/hauberk-mesh/hauberk/api/gen/hauberk/v1"
 	"github.com/hauberk-mesh/hauberk/internal/identity"
+	"github.com/hauberk-mesh/hauberk/internal/names"
 	"github.com/hauberk-mesh/hauberk/policy"
 	"github.com/hauberk-mesh/hauberk/proxy/authz"
 	"github.com/hauberk-mesh/hauberk/proxy/connections"
@@ -264,6 +265,10 @@ func (c *connection) detect(ctx context.Context) {
 		wait = c.Timeouts.Idle
 	case projection == policy.AllDenied:
 		wait = refusalWait // to say no in the client's own language
+	case c.mtls != nil && c.mtls.ConnectionState().NegotiatedProtocol == names.ALPNHTTP1:
+		// The peer says that it will send a request. It is not believed, only
+		// waited for: a slow one must not be taken for silence.
+		wait = c.Timeouts.Idle
 	case c.mtls != nil:
 		wait = tunnelSilentWait
 	default:

@@ -239,12 +239,12 @@ func (m *Metrics) Expire(now time.Time) {
 }
 
 type verdictKey struct {
-	direction    policy.Direction
-	action       policy.Action
-	tier         string
-	ref          policy.Ref
-	rule, reason string
-	audit        bool
+	direction policy.Direction
+	action    policy.Action
+	tier      string
+	ref       policy.Ref
+	rule      string
+	audit     bool
 }
 
 // Verdict counts a decision, and beside it what policies in Audit mode would
