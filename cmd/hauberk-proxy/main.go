@@ -1,4 +1,5 @@
-// Command hauberk-proxy is the sidecar.
+// Command hauberk-proxy runs the sidecar; it owns the process's arguments,
+// environment, signals and exit code, and nothing that proxy/sidecar does.
 package main
 
 import (
