@@ -44,6 +44,8 @@ var actAlone = Act{
 			}
 			return lastLine(got.Out), nil
 		}, Look: []string{"kubectl -n yaobank logs deploy/customer -c hauberk-proxy --tail=30"}})
+		outside := visitor.get(keysFromOutside) + " --timeout=2s"
+		r.Step(ctx, Step{Type: outside, Expect: "the kernel drops who is outside", See: func(ctx context.Context) (string, error) { return unreached(ctx, s, outside) }})
 		rob := customer.get(allKeys)
 		r.Step(ctx, Step{Type: rob, Expect: "the compromise stays denied", See: func(ctx context.Context) (string, error) { return denied(ctx, s, rob) }})
 		theft := summary.probe("http", "PUT", "'"+oneKey+"?value=1000000'")
@@ -76,5 +78,6 @@ var actAlone = Act{
 				})
 				return seen, err
 			}})
+		inForce(ctx, s, r)
 	},
 }

@@ -16,7 +16,7 @@ var actKernel = Act{
 	Why: "The customer pod has an identity too, so mTLS alone does not stop it. A plain Kubernetes NetworkPolicy does: only summary\n" +
 		"  may reach 2379. The kernel of the database's node drops the packets, and the rule that does it carries the policy's name.",
 	Play: func(ctx context.Context, s *stage.Stage, r *Report) {
-		rob := customer.get(allKeys)
+		rob := customer.get(allKeys) + " --timeout=2s"
 		r.Step(ctx, Step{Type: rob, Expect: "200: the compromise works through mTLS as well", See: func(ctx context.Context) (string, error) { return tells(ctx, s, rob, owner) }})
 		applied(r, ctx, s, "20-database-policy.yaml", "the policy is made")
 		r.Step(ctx, Step{Type: rob, Expect: "no connection: packets of the customer pod are dropped", Within: 20 * time.Second,

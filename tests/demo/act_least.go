@@ -33,7 +33,31 @@ var actLeastPrivilege = Act{
 		rob := customer.get(allKeys)
 		r.Step(ctx, Step{Type: rob, Expect: "the compromise is denied, now at both ends", Look: watch,
 			See: func(ctx context.Context) (string, error) { return denied(ctx, s, rob) }})
+		inForce(ctx, s, r)
 	},
+}
+
+// inForce wants the policies themselves to say that every kernel and sidecar
+// has them.
+func inForce(ctx context.Context, s *stage.Stage, r *Report) bool {
+	const wait = "kubectl -n yaobank wait --for=condition=Programmed meshpolicies --all --timeout=20s"
+	const list = "kubectl -n yaobank get meshpolicies"
+	return r.Step(ctx, Step{Type: wait + "\n" + list, Expect: "each policy says that it is in force in every kernel and sidecar",
+		Look: []string{"kubectl -n yaobank describe meshpolicies", "kubectl -n hauberk-system logs deploy/hauberk-control --tail=30"},
+		See: func(ctx context.Context) (string, error) {
+			waited, err := s.Shell(ctx, wait)
+			if err != nil {
+				return "", err
+			}
+			got, err := s.Shell(ctx, list)
+			if err != nil {
+				return "", err
+			}
+			if waited.Code != 0 {
+				return got.Out, errDiffers("exit code %d: %s", waited.Code, waited.Err)
+			}
+			return got.Out, nil
+		}})
 }
 
 // broken wants the web page with a problem on it that holds the words.

@@ -13,8 +13,7 @@ var actStrict = Act{
 	Why: "So far pods accept plain connections too, so that a namespace can move into the mesh without an outage. Now that all of\n" +
 		"  the bank is in, only mTLS is accepted; the web page's own port stays open to visitors from outside.",
 	Play: func(ctx context.Context, s *stage.Stage, r *Report) {
-		const keys = "http://database.yaobank:2379/v2/keys?recursive=true"
-		ask := visitor.get(keys)
+		ask := visitor.get(keysFromOutside)
 		r.Step(ctx, Step{Type: ask, Expect: "200: a pod outside of the mesh still reads the database", See: func(ctx context.Context) (string, error) {
 			return tells(ctx, s, ask, owner)
 		}})

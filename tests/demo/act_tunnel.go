@@ -30,6 +30,9 @@ var actTunnel = Act{
 			if got.Code != 0 || !strings.Contains(got.Out, "node1") || !strings.Contains(got.Out, "node2") {
 				return got.Out, errDiffers("exit code %d: %s", got.Code, got.Err)
 			}
+			if strings.Contains(got.Out, "never") {
+				return got.Out, errDiffers("a tunnel has had no handshake yet")
+			}
 			return got.Out, nil
 		}})
 		const filter = "ip or ip6"

@@ -21,11 +21,12 @@ const (
 
 // What is asked for, and what tells that it was told.
 const (
-	allKeys  = "http://database:2379/v2/keys?recursive=true"
-	oneKey   = "http://database:2379/v2/keys/accounts/519940/balance"
-	owner    = "Robin Ashdown"
-	neighbor = "Mirela Kova"
-	page     = "http://customer.yaobank/"
+	allKeys         = "http://database:2379/v2/keys?recursive=true"
+	keysFromOutside = "http://database.yaobank:2379/v2/keys?recursive=true"
+	oneKey          = "http://database:2379/v2/keys/accounts/519940/balance"
+	owner           = "Robin Ashdown"
+	neighbor        = "Mirela Kova"
+	page            = "http://customer.yaobank/"
 )
 
 // Exit codes of `yaobank probe`.

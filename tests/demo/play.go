@@ -182,9 +182,9 @@ const afterSuccess = `
 The cluster stays up, with the mesh and the bank. Try (after the export line above):
   kubectl -n yaobank port-forward service/customer 8080:80    then open http://localhost:8080/
   hauberk status
-  hauberk policy can --help
-  hauberk node rules
-  hauberk node tunnels
+  hauberk policy explain yaobank/customer yaobank/database --port 2379
+  hauberk identity show yaobank/customer
+  hauberk node rules node1
   kubectl get hauberk -A
   kubectl -n yaobank logs deploy/summary -c hauberk-proxy -f
 The policies are in tests/yaobank/policies; docs/demo.md tells of each act.
