@@ -20,11 +20,15 @@ import (
 
 // Main runs the command line and returns its exit code.
 func Main(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
-	env := &run.Env{Output: run.Output{Out: out, Err: errOut}, In: in}
+	return execute(ctx, &run.Env{Output: run.Output{Out: out, Err: errOut}, In: in}, args)
+}
+
+func execute(ctx context.Context, env *run.Env, args []string) int {
+	errOut := env.Err
 	root := newRoot(env)
 	root.SetArgs(args)
-	root.SetIn(in)
-	root.SetOut(out)
+	root.SetIn(env.In)
+	root.SetOut(env.Out)
 	root.SetErr(errOut)
 	err := root.ExecuteContext(ctx)
 	if err == nil {

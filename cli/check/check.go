@@ -84,8 +84,8 @@ func (s *state) warn(mend, format string, args ...any) {
 
 // look runs the probes. An error of the first one ends it: without an API server
 // there is nothing else to see. Errors of others are findings.
-func look(ctx context.Context, c *run.Clients, probes []probe) (*Report, error) {
-	s := &state{c: c, now: time.Now()}
+func look(ctx context.Context, c *run.Clients, now time.Time, probes []probe) (*Report, error) {
+	s := &state{c: c, now: now}
 	for i, p := range probes {
 		s.current = p.category
 		err := p.look(ctx, s)
@@ -176,8 +176,15 @@ func until(ctx context.Context, env *run.Env, clients *run.Clients, probes []pro
 	defer p.Close()
 	p.Step("looking")
 	var last *Report
+	var unseen error // why there was no report yet
+	timedOut := func() (*Report, error) {
+		if last == nil && unseen != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return nil, run.Fail(run.ExitTimeout, run.Mend(unseen), "timed out: %w", unseen)
+		}
+		return last, ctx.Err()
+	}
 	for {
-		report, err := look(ctx, clients, probes)
+		report, err := look(ctx, clients, env.Time(), probes)
 		switch {
 		case err == nil:
 			last = report
@@ -186,15 +193,16 @@ func until(ctx context.Context, env *run.Env, clients *run.Clients, probes []pro
 			}
 			p.Step("waiting: %s", firstFailure(report))
 		case ctx.Err() != nil:
-			return last, ctx.Err()
+			return timedOut()
 		case !wait:
 			return nil, err
 		default:
+			unseen = err
 			p.Step("waiting: %v", err)
 		}
 		select {
 		case <-ctx.Done():
-			return last, ctx.Err()
+			return timedOut()
 		case <-time.After(retryEvery):
 		}
 	}

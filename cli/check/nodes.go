@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/hauberk-mesh/hauberk/cli/mesh"
+	"github.com/hauberk-mesh/hauberk/cli/run"
 	"github.com/hauberk-mesh/hauberk/internal/names"
 )
 
@@ -74,7 +75,7 @@ func (s *state) agent(a *mesh.Agent, all []mesh.Agent) bool {
 		s.bad(logs, "node %s: not in force yet: %s", a.Node, strings.Join(st.NotReady, "; "))
 	}
 	if len(st.Pods.Unprotected) > 0 {
-		s.bad("restart them", "node %s: pods whose traffic does not go through their sidecar: %s", a.Node, some(st.Pods.Unprotected))
+		s.bad("restart them", "node %s: pods whose traffic does not go through their sidecar: %s", a.Node, run.Some(st.Pods.Unprotected))
 	}
 	s.tunnel(a, all, logs)
 	return len(s.results) == before

@@ -66,12 +66,12 @@ func lookKubernetes(ctx context.Context, s *state) error {
 	case len(list.Items) == 0:
 		s.bad("add a Linux node", "the cluster has no node")
 	case len(down) > 0:
-		s.warn("see `kubectl describe node "+down[0]+"`", "%d of %d nodes are not ready: %s", len(down), len(list.Items), some(down))
+		s.warn("see `kubectl describe node "+down[0]+"`", "%d of %d nodes are not ready: %s", len(down), len(list.Items), run.Some(down))
 	default:
 		s.good("%s ready", plural(ready, "node is", "nodes are"))
 	}
 	if len(other) > 0 {
-		s.warn("pods there stay outside of the mesh", "%s not of Linux: %s", plural(len(other), "node is", "nodes are"), some(other))
+		s.warn("pods there stay outside of the mesh", "%s not of Linux: %s", plural(len(other), "node is", "nodes are"), run.Some(other))
 	}
 	return nil
 }
@@ -190,16 +190,6 @@ func sameVersions(want, got *apiextensionsv1.CustomResourceDefinition) bool {
 		}
 	}
 	return true
-}
-
-// some is the first few of a list.
-func some(list []string) string {
-	const most = 5
-	slices.Sort(list)
-	if len(list) <= most {
-		return strings.Join(list, ", ")
-	}
-	return fmt.Sprintf("%s and %d more", strings.Join(list[:most], ", "), len(list)-most)
 }
 
 func plural(n int, one, many string) string {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/hauberk-mesh/hauberk/api/v1alpha1"
 	"github.com/hauberk-mesh/hauberk/cli/mesh"
+	"github.com/hauberk-mesh/hauberk/cli/run"
 	"github.com/hauberk-mesh/hauberk/internal/names"
 )
 
@@ -75,7 +76,7 @@ func lookWorkloads(ctx context.Context, s *state) error {
 	}
 	for _, ns := range slices.Sorted(maps.Keys(without)) {
 		s.bad(fmt.Sprintf("they started before the mesh was there: restart them, such as with `kubectl -n %s rollout restart deployment`", ns),
-			"%s without a sidecar in namespace %s: %s", plural(len(without[ns]), "pod is", "pods are"), ns, some(without[ns]))
+			"%s without a sidecar in namespace %s: %s", plural(len(without[ns]), "pod is", "pods are"), ns, run.Some(without[ns]))
 	}
 	if meshed == 0 && len(without) == 0 {
 		s.good("no pod is in the mesh yet")

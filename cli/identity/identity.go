@@ -95,9 +95,12 @@ func show(ctx context.Context, c *run.Clients, env *run.Env, ref string) error {
 	if err := c.PodJSON(ctx, p.Namespace, p.Name, names.PortAdmin, "/status", &status); err != nil {
 		return err
 	}
-	pem, err := c.PodDo(ctx, http.MethodGet, p.Namespace, p.Name, names.PortAdmin, "/identity", nil)
-	if err != nil && status.Identity != "" {
-		return err
+	var pem []byte
+	if status.Identity != "" {
+		pem, err = c.PodDo(ctx, http.MethodGet, p.Namespace, p.Name, names.PortAdmin, "/identity", nil)
+		if err != nil {
+			return run.Fail(run.ExitRuntime, "a sidecar of another version may not show it: restart the pod", "%w", err)
+		}
 	}
 	chain, err := mesh.Certificates(string(pem))
 	if err != nil {
@@ -107,11 +110,11 @@ func show(ctx context.Context, c *run.Clients, env *run.Env, ref string) error {
 	if err != nil {
 		return fmt.Errorf("ConfigMap %s/%s: %w", names.Namespace, names.TrustBundleConfigMap, err)
 	}
-	s := judge(p, settings.Inject.TrustDomain, status.Identity, chain, roots, time.Now())
+	s := judge(p, settings.Inject.TrustDomain, status.Identity, chain, roots, env.Time())
 	if done, err := env.Structured(s); err != nil {
 		return err
 	} else if !done {
-		s.print(env, time.Now())
+		s.print(env, env.Time())
 	}
 	if !s.OK {
 		return run.Told(run.ExitFindings)

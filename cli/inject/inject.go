@@ -242,7 +242,11 @@ func explainLive(ctx context.Context, env *run.Env, ref string) error {
 	default:
 		fmt.Fprintf(env.Out, "pod %s/%s has no sidecar\n", p.Namespace, p.Name)
 	}
-	fmt.Fprintf(env.Out, "made anew it would be %s", patch.Explain(p, facts, live.Inject))
+	bare, err := patch.Uninject(p)
+	if err != nil {
+		return fmt.Errorf("take the sidecar of pod %s/%s out: %w", p.Namespace, p.Name, err)
+	}
+	fmt.Fprintf(env.Out, "made anew it would be %s", patch.Explain(bare, facts, live.Inject))
 	return nil
 }
 

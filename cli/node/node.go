@@ -84,7 +84,7 @@ func status(ctx context.Context, c *run.Clients, env *run.Env, _ []string) error
 	if err != nil {
 		return err
 	}
-	now := time.Now()
+	now := env.Time()
 	var rows []nodeRow
 	var table [][]string
 	for _, a := range list {
@@ -165,7 +165,7 @@ func tunnels(ctx context.Context, c *run.Clients, env *run.Env, _ []string) erro
 	if err != nil {
 		return err
 	}
-	now := time.Now()
+	now := env.Time()
 	rows := []tunnelRow{}
 	var table [][]string
 	for _, a := range list {

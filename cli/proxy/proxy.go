@@ -117,7 +117,7 @@ type proxyRow struct {
 }
 
 func printStatus(ctx context.Context, c *run.Clients, env *run.Env, pods []corev1.Pod) error {
-	now := time.Now()
+	now := env.Time()
 	rows := []proxyRow{}
 	var table [][]string
 	failed := 0

@@ -62,7 +62,7 @@ func printStats(ctx context.Context, c *run.Clients, env *run.Env, ref string) e
 		"connections": connections, "pools": pools, "metrics": samples}); done {
 		return err
 	}
-	now := time.Now()
+	now := env.Time()
 	fmt.Fprintf(env.Out, "%s\n", env.Paint(env.Out, run.Bold, fmt.Sprintf("connections (%d)", len(connections))))
 	var table [][]string
 	for _, l := range connections {

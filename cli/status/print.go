@@ -24,8 +24,12 @@ func (s *Status) print(env *run.Env, now time.Time) error {
 	}
 	line("Control plane", "%d of %d replicas ready%s", s.Control.Ready, s.Control.Replicas, leader)
 	line("", "clients connected: %s", counts(s.Control.Clients))
-	if !s.Control.LatestSync.IsZero() {
-		line("", "last told %s ago, the one told longest ago %s", age(now, s.Control.LatestSync), age(now, s.Control.OldestSync))
+	if s.Control.Asked > 0 {
+		sync := ""
+		if !s.Control.OldestSync.IsZero() {
+			sync = ", every node in sync " + age(now, s.Control.OldestSync) + " ago"
+		}
+		line("", "%d of %d agents and sidecars say that they are connected%s", s.Control.Connected, s.Control.Asked, sync)
 	}
 	line("Identity", "trust domain %s, trust root until %s", s.Identity.TrustDomain, until(now, s.Identity.RootsExpire))
 	if s.Identity.FirstToEnd != "" {
@@ -50,7 +54,7 @@ func (s *Status) print(env *run.Env, now time.Time) error {
 		}
 		line(first(i, "Namespaces"), "%s: %d pods in the mesh, %d not%s", n.Name, n.Meshed, n.Unmeshed, hint)
 	}
-	line("Policies", "%d accepted, %d not, %d NetworkPolicies; without a decision: %s", s.Policies.Accepted, s.Policies.NotAccepted, s.Policies.NetworkPolicies, s.Policies.DefaultAction)
+	line("Policies", "%d accepted, %d not; NetworkPolicies: %d; when none decides: %s", s.Policies.Accepted, s.Policies.NotAccepted, s.Policies.NetworkPolicies, s.Policies.DefaultAction)
 	if err := w.Flush(); err != nil {
 		return err
 	}

@@ -56,9 +56,10 @@ type Control struct {
 	Replicas int32          `json:"replicas"`
 	Leader   string         `json:"leader,omitempty"`
 	Clients  map[string]int `json:"clients"`
-	// OldestSync is when the client that has waited longest was told something
-	// last; a quiet cluster has old ones.
-	LatestSync time.Time `json:"latestSync,omitzero"`
+	// Connected is how many of the Asked agents and sidecars say that they are.
+	Connected int `json:"connected"`
+	Asked     int `json:"asked"`
+	// OldestSync is when the node agent that is furthest behind was in sync last.
 	OldestSync time.Time `json:"oldestSync,omitzero"`
 }
 
@@ -114,7 +115,7 @@ func Command(env *run.Env) *cobra.Command {
 			defer cancel()
 			p := run.NewProgress(env.Err)
 			p.Step("asking")
-			s, err := Read(ctx, clients)
+			s, err := Read(ctx, clients, env.Time())
 			p.Close()
 			if err != nil {
 				return err
@@ -122,7 +123,7 @@ func Command(env *run.Env) *cobra.Command {
 			if done, err := env.Structured(s); done {
 				return err
 			}
-			return s.print(env, time.Now())
+			return s.print(env, env.Time())
 		},
 	}
 	c.Flags().DurationVar(&timeout, "timeout", time.Minute, "how long to look")
@@ -130,7 +131,7 @@ func Command(env *run.Env) *cobra.Command {
 }
 
 // Read looks at the whole mesh.
-func Read(ctx context.Context, c *run.Clients) (*Status, error) {
+func Read(ctx context.Context, c *run.Clients, now time.Time) (*Status, error) {
 	s := &Status{
 		APIVersion: run.OutputVersion, Kind: "Status",
 		Versions: Versions{CLI: version.Version, Sidecars: map[string]int{}},
@@ -141,7 +142,7 @@ func Read(ctx context.Context, c *run.Clients) (*Status, error) {
 	if err := s.control(ctx, c); err != nil {
 		return nil, err
 	}
-	if err := s.nodes(ctx, c); err != nil {
+	if err := s.nodes(ctx, c, now); err != nil {
 		return nil, err
 	}
 	if err := s.workloads(ctx, c); err != nil {
@@ -210,16 +211,11 @@ func (s *Status) control(ctx context.Context, c *run.Clients) error {
 	return nil
 }
 
-// synced notes when a client was told something last.
-func (s *Status) synced(t time.Time) {
-	if t.IsZero() {
-		return
-	}
-	if s.Control.OldestSync.IsZero() || t.Before(s.Control.OldestSync) {
-		s.Control.OldestSync = t
-	}
-	if t.After(s.Control.LatestSync) {
-		s.Control.LatestSync = t
+// asked notes whether a client is connected.
+func (s *Status) asked(connected bool) {
+	s.Control.Asked++
+	if connected {
+		s.Control.Connected++
 	}
 }
 
@@ -230,12 +226,11 @@ func (s *Status) ends(t time.Time, of string) {
 	}
 }
 
-func (s *Status) nodes(ctx context.Context, c *run.Clients) error {
+func (s *Status) nodes(ctx context.Context, c *run.Clients, now time.Time) error {
 	agents, err := mesh.Agents(ctx, c)
 	if err != nil {
 		return err
 	}
-	now := time.Now()
 	for _, a := range agents {
 		n := Node{Name: a.Node}
 		if a.Err != nil {
@@ -251,7 +246,10 @@ func (s *Status) nodes(ctx context.Context, c *run.Clients) error {
 					}
 				}
 			}
-			s.synced(a.Status.Control.LastSync)
+			s.asked(n.Connected)
+			if t := a.Status.Control.LastSync; !t.IsZero() && (s.Control.OldestSync.IsZero() || t.Before(s.Control.OldestSync)) {
+				s.Control.OldestSync = t
+			}
 			s.ends(a.Status.Control.IdentityExpiry, "node "+a.Node)
 		}
 		s.Nodes = append(s.Nodes, n)
@@ -300,7 +298,7 @@ func (s *Status) workloads(ctx context.Context, c *run.Clients) error {
 			continue
 		}
 		s.Identity.AskedSidecar++
-		s.synced(p.Status.Updated)
+		s.asked(p.Status.Connected)
 		s.ends(p.Status.Expiry, p.Namespace+"/"+p.Pod)
 	}
 	return nil

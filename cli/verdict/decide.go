@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	hauberkv1 "github.com/hauberk-mesh/hauberk/api/gen/hauberk/v1"
 	"github.com/hauberk-mesh/hauberk/control/compile"
@@ -83,7 +84,9 @@ func (w *world) decide(q *question) *Answer {
 	a.Ingress = w.side(q.to, policy.Ingress, &flow, toSees, a)
 	w.strict(q, &flow, toSees, a)
 	a.Allowed = a.Egress.allowed() && a.Ingress.allowed()
-	a.Notes = append(a.Notes, w.notes(q, fromSees, toSees)...)
+	for _, n := range w.notes(q, fromSees, toSees) {
+		a.note("%s", n)
+	}
 	return a
 }
 
@@ -146,11 +149,11 @@ func (w *world) side(e *end, d policy.Direction, f *policy.Flow, sees bool, a *A
 		if e.pod.Meshed {
 			a.note("%s of %s is excluded from capture: its rules with http or requires.mtls can never allow there", portName(f), e)
 		} else {
-			a.note("%s has no sidecar: its rules with http, principals or requires.mtls can never allow; put it into the mesh", e)
+			a.note("its rules with http, principals or requires.mtls can never allow at %s: put it into the mesh", e)
 		}
 	}
 	if f.HTTP == nil && sees && !verdict.Allowed() && set != nil && set.ProjectConnection(d, f) == policy.Mixed {
-		a.note("%s depends on the HTTP request: ask with --method and --path", d)
+		a.note("this is for a connection that is not HTTP; %s depends on the request: ask with --method and --path", strings.ToLower(d.String()))
 	}
 	return out
 }
@@ -234,8 +237,6 @@ func (w *world) notes(q *question, fromSees, toSees bool) []string {
 	var notes []string
 	for _, e := range []*end{q.from, q.to} {
 		switch {
-		case e.of > 1:
-			notes = append(notes, fmt.Sprintf("%s stands for %d pods; this is for %s", e.asked, e.of, e))
 		case e.asked == "world":
 			notes = append(notes, fmt.Sprintf("world is asked with the address %s; rules with networks may see others differently", e.endpoint.Addr))
 		}

@@ -19,8 +19,8 @@ type end struct {
 	asked    string
 	endpoint policy.Endpoint
 	pod      *compile.Pod // nil when it is none
-	// of is how many pods the name stands for.
-	of int
+	// pods are all that the name stands for; pod is the first.
+	pods []*compile.Pod
 	// service is set when the name was a Service's.
 	service *compile.Service
 	// port is what the Service's port became; zero without a Service.
@@ -134,7 +134,7 @@ func (w *world) resolve(text, namespace string, port string, protocol policy.Pro
 func (w *world) address(text string, addr netip.Addr) (*end, error) {
 	e := &end{asked: text, endpoint: w.resources.Endpoint(addr)}
 	if wl := e.endpoint.Workload; wl != nil {
-		e.pod, e.of = w.pods[wl.UID], 1
+		e.pod = w.pods[wl.UID]
 		return e, nil
 	}
 	for _, s := range w.facts.Services {
@@ -218,7 +218,7 @@ func (w *world) behind(s *compile.Service) []*compile.Pod {
 
 func (w *world) podEnd(asked string, pods []*compile.Pod) *end {
 	p := pods[0]
-	e := &end{asked: asked, pod: p, of: len(pods)}
+	e := &end{asked: asked, pod: p, pods: pods}
 	if p.HostNetwork {
 		e.endpoint = policy.Endpoint{Host: true, HostOf: p.Node}
 		if len(p.Addresses) > 0 {
