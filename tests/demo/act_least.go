@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"html"
 	"strings"
 	"time"
 
@@ -69,7 +70,7 @@ func broken(ctx context.Context, s *stage.Stage, line string, words ...string) (
 	problem := a.short()
 	if _, rest, ok := strings.Cut(a.text, "<p>"); ok {
 		problem, _, _ = strings.Cut(rest, "</p>")
-		problem = a.status + "  " + problem
+		problem = a.status + "  " + html.UnescapeString(problem)
 	}
 	if !strings.HasPrefix(a.status, "502") {
 		return problem, errDiffers("exit code %d, not the page with a problem (502)", a.code)
