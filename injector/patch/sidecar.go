@@ -65,7 +65,7 @@ func sidecar(cfg Config, s settings, probes map[string]Probe) corev1.Container {
 		ReadinessProbe: &corev1.Probe{ProbeHandler: health("/readyz"), PeriodSeconds: 5, TimeoutSeconds: 3, FailureThreshold: 3},
 		LivenessProbe:  &corev1.Probe{ProbeHandler: health("/healthz"), PeriodSeconds: 10, TimeoutSeconds: 5, FailureThreshold: 3},
 		Lifecycle: &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{
-			HTTPGet: &corev1.HTTPGetAction{Path: "/drain", Port: intstr.FromInt32(names.PortHealth)},
+			Exec: &corev1.ExecAction{Command: []string{"hauberk-proxy", "drain"}},
 		}},
 		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
 		SecurityContext: &corev1.SecurityContext{

@@ -37,6 +37,8 @@ type Options struct {
 	NotReady    func() []string
 	Level       *slog.LevelVar
 	Started     time.Time
+	// Drain starts draining and returns at once.
+	Drain func()
 }
 
 // Status is the page "/": the shape is kept between versions.
@@ -68,6 +70,9 @@ type Versions struct {
 	PolicySet string `json:"policySet,omitempty"`
 }
 
+// DrainPath is where draining is asked for, by POST.
+const DrainPath = "/drain"
+
 // Handler serves the pages.
 func Handler(o Options) http.Handler {
 	mux := http.NewServeMux()
@@ -84,6 +89,10 @@ func Handler(o Options) http.Handler {
 	mux.HandleFunc("GET /identity", o.identity)
 	mux.HandleFunc("GET /log-level", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, level(o.Level)) })
 	mux.HandleFunc("PUT /log-level", o.setLevel)
+	mux.HandleFunc("POST "+DrainPath, func(w http.ResponseWriter, _ *http.Request) {
+		o.Drain()
+		fmt.Fprintln(w, "draining")
+	})
 	return sameOrigin(mux)
 }
 

@@ -13,6 +13,7 @@ import (
 
 const usage = `usage: hauberk-proxy [sidecar]          run as a pod's sidecar, configured by HAUBERK_* variables
        hauberk-proxy --config FILE      run without a control plane
+       hauberk-proxy drain              ask this pod's sidecar to drain: its container's preStop hook
        hauberk-proxy version            print the version
 `
 
@@ -35,6 +36,8 @@ func Main(ctx context.Context, args []string, getenv func(string) string, stdout
 	case command == "version":
 		_, err := fmt.Fprintln(stdout, version.String())
 		return err
+	case command == "drain":
+		return askToDrain(ctx, stdout)
 	case command != "" && command != "sidecar":
 		return fmt.Errorf("unknown command %q\n%s", command, usage)
 	case *file != "":

@@ -229,9 +229,10 @@ func TestProcessWithControlPlane(t *testing.T) {
 	if status, _ := fetch(health + "/readyz"); status != 200 {
 		t.Errorf("readiness without the control plane: %d", status)
 	}
-	if status, _ := fetch(health + "/drain"); status != 200 {
-		t.Errorf("drain: %d", status)
+	if status, _ := fetch(health + "/drain"); status != 404 {
+		t.Errorf("draining on the health port: %d, want 404: anybody who reaches the pod could ask", status)
 	}
+	command(t, "ip", "netns", "exec", client.name, binary, "drain")
 	if err := process.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}

@@ -203,6 +203,16 @@ func (p *process) waitDrained(done context.Context) {
 	}
 }
 
+// startDraining tells clients and upstreams that their connections end, and
+// waits for nothing.
+func (p *process) startDraining() {
+	if !p.core.Connections.Draining() {
+		p.log.Info("drain requested")
+	}
+	p.core.Connections.Drain()
+	p.core.Upstreams.Drain()
+}
+
 // faces are health, metrics and admin.
 func (p *process) faces(health *lifecycle.Health) []lifecycle.Task {
 	var tasks []lifecycle.Task
@@ -220,14 +230,6 @@ func (p *process) faces(health *lifecycle.Health) []lifecycle.Task {
 	}
 	mux := http.NewServeMux()
 	health.Handle(mux)
-	mux.HandleFunc("/drain", func(w http.ResponseWriter, _ *http.Request) {
-		if !p.core.Connections.Draining() {
-			p.log.Info("drain requested")
-		}
-		p.core.Connections.Drain()
-		p.core.Upstreams.Drain()
-		fmt.Fprintln(w, "draining")
-	})
 	pod := netip.MustParseAddr("127.0.0.1")
 	if len(p.podIPs) > 0 {
 		pod = p.podIPs[0]
@@ -241,6 +243,6 @@ func (p *process) faces(health *lifecycle.Health) []lifecycle.Task {
 
 	add("admin", p.admin, admin.Handler(admin.Options{Directory: p.core.Directory, Upstreams: p.core.Upstreams,
 		Connections: p.core.Connections, Source: p.source, Connected: p.connected, NotReady: health.NotReady, Level: p.level,
-		Started: time.Now()}))
+		Started: time.Now(), Drain: p.startDraining}))
 	return tasks
 }
