@@ -234,6 +234,9 @@ func verify(ctx context.Context, env *run.Env, clients *run.Clients, patience ti
 	defer cancel()
 	works := func(r *Report) bool { return ownFailures(r) == 0 }
 	report, err := until(waiting, env, clients, afterInstall, true, works)
+	if report == nil && ctx.Err() == nil {
+		report, err = look(ctx, clients, env.Time(), afterInstall) // on a slow cluster one look takes longer
+	}
 	if report == nil || (err != nil && ctx.Err() != nil) {
 		return fmt.Errorf("check the installation: %w", err)
 	}
