@@ -73,6 +73,11 @@ func TestCommands(t *testing.T) {
 		{name: "can-invalid", args: "policy can yaobank/customer yaobank/database --method GET --path /v2/keys", code: run.ExitDenied, change: invalidPolicy},
 		{name: "policy-explain", args: "policy explain yaobank/customer yaobank/database --method DELETE", code: run.ExitDenied},
 		{name: "policy-list", args: "policy list", change: invalidPolicy},
+		{name: "can-bare", args: "policy can world pod/visitor", change: bare},
+		{name: "check-half", args: "check", code: run.ExitFindings, change: func(t *testing.T, f *fake) {
+			must(t, f.kube.AppsV1().DaemonSets(names.Namespace).Delete(t.Context(), names.Node, metav1.DeleteOptions{}))
+			must(t, f.kube.AdmissionregistrationV1().MutatingWebhookConfigurations().Delete(t.Context(), names.Injector, metav1.DeleteOptions{}))
+		}},
 		{name: "can-nobody", args: "policy can yaobank/nobody yaobank/database", code: run.ExitBadInput},
 		{name: "can-no-port", args: "policy can yaobank/customer world", code: run.ExitUsage},
 		{name: "can-bad-form", args: "policy can a/b/c/d world", code: run.ExitUsage},

@@ -23,6 +23,7 @@ const (
 const (
 	kubernetes   = "kubernetes"
 	permissions  = "permissions"
+	installation = "installation"
 	definitions  = "definitions"
 	controlPlane = "control plane"
 	identity     = "identity"
@@ -48,6 +49,7 @@ var (
 	}
 	afterInstall = []probe{
 		{kubernetes, lookKubernetes, false},
+		{installation, lookInstallation, false},
 		{definitions, lookDefinitions, false},
 		{controlPlane, lookControl, false},
 		{identity, lookIdentity, false},
@@ -64,6 +66,8 @@ type state struct {
 	now     time.Time
 	results []Result
 	current string
+	// absent says that there is no mesh, and so nothing more to see.
+	absent bool
 
 	namespaces map[string]*corev1.Namespace
 	pods       []corev1.Pod
@@ -101,6 +105,9 @@ func look(ctx context.Context, c *run.Clients, now time.Time, probes []probe) (*
 				mend = "without an answer this cannot be judged; try again"
 			}
 			s.bad(mend, "%v", err)
+		}
+		if s.absent {
+			break
 		}
 	}
 	return newReport(s.results), nil

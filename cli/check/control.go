@@ -89,6 +89,23 @@ func podTrouble(p *corev1.Pod) string {
 	return ""
 }
 
+// lookInstallation says nothing when any part of the mesh is there.
+func lookInstallation(ctx context.Context, s *state) error {
+	apps := s.c.Kube.AppsV1()
+	_, control := apps.Deployments(names.Namespace).Get(ctx, names.Control, metav1.GetOptions{})
+	_, injector := apps.Deployments(names.Namespace).Get(ctx, names.Injector, metav1.GetOptions{})
+	_, agents := apps.DaemonSets(names.Namespace).Get(ctx, names.Node, metav1.GetOptions{})
+	_, hook := s.c.Kube.AdmissionregistrationV1().MutatingWebhookConfigurations().Get(ctx, names.Injector, metav1.GetOptions{})
+	for _, err := range []error{control, injector, agents, hook} {
+		if !apierrors.IsNotFound(err) {
+			return nil // it is there, or the error is told by who needs it
+		}
+	}
+	s.absent = true
+	s.bad(notInstalled+"; `hauberk check --pre` says whether that will work", "the mesh is not installed in this cluster")
+	return nil
+}
+
 func lookControl(ctx context.Context, s *state) error {
 	up, err := s.deployment(ctx, names.Control, mesh.Control)
 	if err != nil || !up {

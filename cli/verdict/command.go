@@ -112,6 +112,9 @@ func can(ctx context.Context, env *run.Env, o *options, from, to string) error {
 	sameFamily(q)
 	a := w.decide(q)
 	w.others(q, a)
+	if w.absent {
+		a.note("the mesh is not installed in this cluster: nothing of it enforces this")
+	}
 	a.APIVersion, a.Kind = run.OutputVersion, "PolicyAnswer"
 	if q.http != nil {
 		a.Request = strings.TrimSpace(fmt.Sprintf("%s %s %s", q.http.Method, q.http.Path, q.http.Host))

@@ -27,6 +27,8 @@ type world struct {
 	facts     compile.Facts
 	resources *compile.Resources
 	pods      map[string]*compile.Pod // by UID
+	// absent says that the cluster has no mesh that would enforce the answer.
+	absent bool
 }
 
 // origin says where facts come from.
@@ -35,9 +37,14 @@ type origin struct {
 	live  bool // with files: add them to what the cluster has
 }
 
+// settingsParts is how many parts of an installation settings are read from:
+// when all are missing there is none.
+const settingsParts = 3
+
 // load reads facts from the cluster, from files, or from both.
 func load(ctx context.Context, env *run.Env, from origin) (*world, error) {
 	objects := &source.Objects{TrustDomain: names.TrustDomain}
+	absent := false
 	if len(from.files) == 0 || from.live {
 		clients, err := env.Clients()
 		if err != nil {
@@ -51,6 +58,7 @@ func load(ctx context.Context, env *run.Env, from origin) (*world, error) {
 			return nil, err
 		}
 		objects.TrustDomain = settings.Inject.TrustDomain
+		absent = len(settings.Missing) == settingsParts
 	}
 	var documents []byte
 	for _, name := range from.files {
@@ -70,7 +78,9 @@ func load(ctx context.Context, env *run.Env, from origin) (*world, error) {
 			return nil, run.Fail(run.ExitBadInput, "mend the file; `kubectl apply --dry-run=client -f` shows more", "read the files: %w", err)
 		}
 	}
-	return newWorld(source.FactsFrom(objects)), nil
+	w := newWorld(source.FactsFrom(objects))
+	w.absent = absent
+	return w, nil
 }
 
 func newWorld(facts compile.Facts) *world {
