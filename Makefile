@@ -87,9 +87,25 @@ generate: tools ## protobuf code, deepcopy code and custom resource definitions
 verify: tools ## gofmt, vet, staticcheck, generated code current, go mod tidy, architecture
 	tests/verify.sh
 
-.PHONY: bench
-bench: ## benchmarks of the packages
+##@ Benchmarks
+.PHONY: bench bench-go pgo bench-tools
+bench: bench-tools ## what a pair of sidecars costs beside its peers; QUICK=1 takes two minutes, DOCS=1 publishes that too, ARGS='-pairs floor,hauberk' chooses
+	dist/bench/harness -hauberk dist/bench/hauberk-proxy $(if $(QUICK),-quick) \
+	  $(if $(or $(DOCS),$(if $(QUICK)$(ARGS),,full)),-docs docs/benchmarks.md -svg docs/bench) $(ARGS)
+
+bench-go: ## benchmarks of the packages
 	$(GO) test -run '^$$' -bench . -benchmem ./policy/... ./proxy/...
+
+pgo: bench-tools ## profile the sidecar under load and refresh cmd/hauberk-proxy/default.pgo
+	dist/bench/harness -hauberk dist/bench/hauberk-proxy -profile dist/bench/pgo -duration 20s
+	$(GO) tool pprof -proto dist/bench/pgo/client.cpu.pprof dist/bench/pgo/server.cpu.pprof > dist/bench/pgo/merged.pgo
+	mv dist/bench/pgo/merged.pgo cmd/hauberk-proxy/default.pgo
+
+bench-tools:
+	@tests/bench/packages.sh
+	@mkdir -p dist/bench
+	@$(GOBUILD) -o dist/bench/hauberk-proxy ./cmd/hauberk-proxy
+	@$(GO) build -trimpath -buildvcs=false -o dist/bench/harness ./tests/bench
 
 ##@ Tools
 .PHONY: tools tools-packet
