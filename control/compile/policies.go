@@ -43,7 +43,6 @@ type preparedPolicy struct {
 	ingress []policy.Rule
 	egress  []policy.Rule
 	report  int // index into the reports
-	l7      bool
 }
 
 // policies decides which policies govern which pod. Pods that are alike share

@@ -238,12 +238,12 @@ func TestPush(t *testing.T) {
 	defer server.Close()
 	target := strings.TrimPrefix(server.URL, "http://") + "/team/mesh/"
 	b := fixtureBuilder(t, fixture(t), fixtureSpecs())
-	built, images, err := b.build(t.Context(), true)
-	if err != nil {
+	if _, _, err := b.build(t.Context(), true); err != nil {
 		t.Fatal(err)
 	}
 	// An unchanged image is pushed as well, with the digest of its archive.
-	if built, images, err = b.build(t.Context(), true); err != nil {
+	built, images, err := b.build(t.Context(), true)
+	if err != nil {
 		t.Fatal(err)
 	}
 	pushed, err := push(t.Context(), images, target, true, b.step)

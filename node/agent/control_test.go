@@ -29,7 +29,6 @@ type controlPlane struct {
 	streams   map[*stream]struct{}
 	report    *hauberkv1.NodeReport
 	rejected  []string // what the agent rejected
-	server    *grpc.Server
 }
 
 type stream struct {

@@ -338,9 +338,11 @@ func (m *Manager) unconvert(base, path string, text []byte, l list) error {
 			return err
 		}
 		if first := l.plugins[0]; len(l.plugins) == 1+len(l.ours) && bytes.Equal(bytes.TrimSpace(original), text[first.start:first.end]) {
-			if _, err := os.Stat(base + ext); errors.Is(err, fs.ErrNotExist) {
+			_, err := os.Stat(base + ext)
+			switch {
+			case errors.Is(err, fs.ErrNotExist):
 				err = os.Rename(saved, base+ext)
-			} else if err == nil {
+			case err == nil:
 				err = os.Remove(saved)
 			}
 			if err != nil {
