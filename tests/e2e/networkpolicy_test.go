@@ -62,18 +62,12 @@ func newField(t *testing.T, w *world, hint string, meshed bool) *field {
 	f := &field{world: w, t: t, home: w.space(t, hint, labels), away: w.space(t, hint+"-away", labels), clients: map[string]*running{}, places: map[string]place{}}
 	f.home.accounts("friend", "stranger")
 	f.away.accounts("outsider")
-	made := make(chan []*running, 1)
-	go func() {
-		defer close(made)
-		made <- f.away.run(client("outsider", as("outsider"), on("node2")))
-	}()
+	outsider := client("outsider", as("outsider"), on("node2"))
+	must[*corev1.Pod](t)(f.away.create(t.Context(), outsider))
 	here := f.home.run(server("target", on("node1")), client("friend", as("friend"), on("node1")), client("stranger", as("stranger"), on("node2")))
-	there, ok := <-made
-	if !ok || there == nil {
-		t.Fatal("the pod of the other namespace did not start")
-	}
+	there := must[*running](t)(f.away.ready(t.Context(), outsider.Name))
 	f.server = here[0]
-	for _, c := range []*running{here[1], here[2], there[0]} {
+	for _, c := range []*running{here[1], here[2], there} {
 		f.clients[c.Name] = c
 		f.places[c.Name] = must[place](t)(c.place())
 	}
@@ -209,6 +203,7 @@ func TestPolicyThatIsOlderThanThePodHoldsFromTheFirstPacket(t *testing.T) {
 	for name, changes := range map[string][]change{"meshed": nil, "plain": {labelled("hauberk.dev/inject", "disabled")}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			s := s.in(t)
 			made := s.run(client("from-"+name, on("node2")))
 			from := must[place](t)(made[0].place())
 			// The server is tried from the moment that it has an address, which is

@@ -60,6 +60,9 @@ func (w *world) space(t *testing.T, hint string, labels map[string]string) *spac
 	return s
 }
 
+// in is the namespace for a subtest, which then is what fails.
+func (s *space) in(t *testing.T) *space { return &space{s.world, t, s.name} }
+
 // meshed is a namespace whose pods get a sidecar.
 func (w *world) meshed(t *testing.T, hint string) *space {
 	t.Helper()

@@ -225,3 +225,8 @@ func each[T any](values []T, do func(T) error) error {
 	group.Wait()
 	return errors.Join(failures...)
 }
+
+// eventually is stage.Eventually.
+func eventually(ctx context.Context, limit time.Duration, what string, ask func(ctx context.Context) error) error {
+	return stage.Eventually(ctx, limit, what, ask)
+}

@@ -20,7 +20,7 @@ Exit codes of the clients: 0 it worked; 6 the name does not resolve; 7 refused
 or unreachable; 22 an HTTP answer of 400 or more; 28 no answer in time, as when
 packets are dropped; 52 closed or reset without an answer; 64 wrong usage.`,
 	}
-	cmd.AddCommand(probeHTTP(), probeTCP(), probeUDP(), probeDNS(), serveHTTP(), serveTCP(), serveUDP())
+	cmd.AddCommand(probeHTTP(), probeTCP(), probeUDP(), probeDNS(), serveHTTP(), serveTCP(), serveUDP(), serveGRPC())
 	return cmd
 }
 
@@ -129,6 +129,21 @@ func serveTCP() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&banner, "banner", "", "line to send before the client says anything")
 	return cmd
+}
+
+func serveGRPC() *cobra.Command {
+	return &cobra.Command{
+		Use:   "serve-grpc ADDRESS",
+		Short: "Answer gRPC health checks",
+		Args:  exactly(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			listener, err := listen(cmd, args[0])
+			if err != nil {
+				return err
+			}
+			return probe.ServeGRPC(cmd.Context(), listener)
+		},
+	}
 }
 
 func serveUDP() *cobra.Command {

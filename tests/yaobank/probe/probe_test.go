@@ -12,6 +12,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 )
 
 const wait = 5 * time.Second
@@ -185,6 +189,20 @@ func TestTCP(t *testing.T) {
 				t.Errorf("output lacks %q:\n%s", test.has, &out)
 			}
 		})
+	}
+}
+
+func TestGRPCHealth(t *testing.T) {
+	listener := listenTCP(t)
+	serve(t, func(ctx context.Context) error { return ServeGRPC(ctx, listener) })
+	conn, err := grpc.NewClient(listener.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	answer, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
+	if err != nil || answer.GetStatus() != healthpb.HealthCheckResponse_SERVING {
+		t.Errorf("%v, %v", answer, err)
 	}
 }
 

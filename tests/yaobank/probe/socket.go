@@ -10,6 +10,10 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 )
 
 // TCPRequest is one connection: connect, send, read.
@@ -179,4 +183,16 @@ func ServeUDP(ctx context.Context, conn net.PacketConn) error {
 		// A datagram that cannot be answered is lost, as datagrams are.
 		_, _ = conn.WriteTo([]byte("echo "+from.String()+" "+strings.TrimSpace(string(buffer[:n]))), from)
 	}
+}
+
+// ServeGRPC answers gRPC health checks (grpc.health.v1) with SERVING.
+func ServeGRPC(ctx context.Context, listener net.Listener) error {
+	server := grpc.NewServer()
+	healthpb.RegisterHealthServer(server, health.NewServer())
+	stop := context.AfterFunc(ctx, server.Stop)
+	defer stop()
+	if err := server.Serve(listener); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("serve grpc on %s: %w", listener.Addr(), err)
+	}
+	return nil
 }
