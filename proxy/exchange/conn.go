@@ -48,7 +48,7 @@ type Conn struct {
 
 // WakeIdle ends the wait for a next request, if the connection is in one.
 func (c *Conn) WakeIdle() {
-	if c.idle.Load() {
+	if c.idle.CompareAndSwap(true, false) {
 		_ = c.Conn.SetReadDeadline(time.Unix(1, 0))
 	}
 }

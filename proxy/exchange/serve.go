@@ -51,22 +51,27 @@ func Serve(ctx context.Context, client *Conn, h Handler, options *Options) error
 // one carries one exchange. An error means that the client must see an abort.
 func (s *server) one(ctx context.Context) (again bool, err error) {
 	x, client := &s.x, s.client
-	if len(client.R.Buffered()) == 0 {
-		client.idle.Store(true)
+	waiting := len(client.R.Buffered()) == 0
+	if waiting {
 		client.readWithin(time.Now(), s.options.Timeouts.Idle)
+		client.idle.Store(true)
 	}
 	if ctx.Err() != nil || s.options.Stopping != nil && s.options.Stopping() {
 		return false, nil
 	}
 	err = client.R.WaitByte()
-	client.idle.Store(false)
+	if waiting && !client.idle.Swap(false) {
+		client.readBy = time.Time{} // WakeIdle came as a request did, and moved the deadline
+	}
 	if err != nil {
 		// Nothing was begun: whatever ended the wait, it is an orderly end.
 		return false, nil
 	}
 	x.Start, x.Status, x.Received, x.Sent, x.Flag, x.Err, x.Parsed = time.Now(), 0, 0, 0, "", nil, false
 	x.noBody = false
-	client.readWithin(x.Start, s.options.Timeouts.Head)
+	if !client.R.HeadBuffered() {
+		client.readWithin(x.Start, s.options.Timeouts.Head)
+	}
 	client.writeWithin(x.Start, s.options.Timeouts.Write)
 	defer s.handler.Done(x)
 	if err := client.R.ReadRequest(&x.Request); err != nil {
@@ -165,7 +170,6 @@ func (s *server) forward(ctx context.Context) (again bool, err error) {
 			s.x.Err = err
 			return s.refuse(refusal)
 		}
-		up.ClearRead()
 		s.t = trip{server: s, up: up, reused: up.Used}
 		t := &s.t
 		again, err = t.run()

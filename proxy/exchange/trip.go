@@ -3,6 +3,7 @@ package exchange
 import (
 	"errors"
 	"io"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -16,8 +17,9 @@ type trip struct {
 	up     *Conn
 	reused bool
 
-	body     chan error // the result of sending the request's body elsewhere; nil without
-	bodyFlag string     // owned by the sending goroutine until it ends
+	body     chan error   // the result of sending the request's body elsewhere; nil without
+	given    *atomic.Bool // the rest of the body is not wanted; set with body
+	bodyFlag string       // owned by the sending goroutine until it ends
 	retry    bool
 	tunnel   bool
 	usable   bool // the client's connection can carry another request
@@ -26,14 +28,6 @@ type trip struct {
 
 // view is b as a string without a copy.
 func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
-
-// ClearRead forgets a pooled connection's read deadline.
-func (c *Conn) ClearRead() {
-	if !c.readBy.IsZero() {
-		c.readBy = time.Time{}
-		_ = c.Conn.SetReadDeadline(time.Time{})
-	}
-}
 
 func (t *trip) run() (again bool, err error) {
 	x := &t.x
@@ -88,7 +82,7 @@ func (t *trip) sendBody() error {
 		}
 		return t.up.W.Flush()
 	}
-	t.body = make(chan error, 1)
+	t.body, t.given = make(chan error, 1), new(atomic.Bool)
 	go func() { t.body <- t.streamBody() }()
 	return nil
 }
@@ -104,6 +98,9 @@ func (t *trip) streamBody() error {
 		}
 		now := time.Now()
 		t.client.readWithin(now, t.options.Timeouts.Body)
+		if t.given.Load() {
+			return errAbandoned // the deadline above may have undone giveUp's
+		}
 		p, err := body.Next()
 		if errors.Is(err, io.EOF) {
 			break
@@ -149,7 +146,7 @@ func (t *trip) awaitBody(abandon bool) error {
 		default:
 		}
 		socket.Abort(t.up)
-		_ = t.client.Conn.SetReadDeadline(time.Unix(1, 0))
+		t.giveUp()
 	}
 	err := <-t.body
 	t.body = nil
@@ -239,13 +236,21 @@ func (t *trip) clientFailed(err error) error {
 	return err
 }
 
+// giveUp ends the sending goroutine's reading, the one that it is about to
+// begin included.
+func (t *trip) giveUp() {
+	t.given.Store(true)
+	_ = t.client.Conn.SetReadDeadline(time.Unix(1, 0))
+}
+
 // stop ends both connections and the goroutine that sends the body.
 func (t *trip) stop() {
 	socket.Abort(t.up)
 	if t.body != nil {
-		_ = t.client.Conn.SetReadDeadline(time.Unix(1, 0))
+		t.giveUp()
 		<-t.body
 		t.body = nil
+		t.client.readBy = time.Time{}
 	}
 }
 
@@ -300,6 +305,7 @@ func (t *trip) switchProtocols() (bool, error) {
 		return false, t.clientFailed(err)
 	}
 	t.tunnel = true
+	t.handler.Tunnelled(x, t.up)
 	t.server.tunnel(t.up)
 	t.handler.Release(t.up, false)
 	return false, nil

@@ -197,6 +197,10 @@ func (r *Reader) ReadResponse(h *Head, request *Head) error {
 	return parseResponse(h, r.limits.Fields, request)
 }
 
+// HeadBuffered reports whether the next head can be read without waiting for
+// the connection.
+func (r *Reader) HeadBuffered() bool { return headEnd(r.buf[r.r:r.w], 0) > 0 }
+
 // readHead copies everything up to and including the first empty line into
 // h.raw, so that the buffer is free for the body while the head is used.
 func (r *Reader) readHead(h *Head) error {

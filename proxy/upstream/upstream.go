@@ -118,7 +118,7 @@ func (s *Set) sweep(now time.Time, all bool) {
 	}
 }
 
-func (s *Set) endpoint(d *directory.Endpoint) (*endpoint, error) {
+func (s *Set) endpoint(d *directory.Endpoint, now time.Time) (*endpoint, error) {
 	k := keyOf(d)
 	if s.self != "" && d.PodUID == s.self {
 		k.SPIFFEID = ""
@@ -126,7 +126,7 @@ func (s *Set) endpoint(d *directory.Endpoint) (*endpoint, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if e, ok := s.endpoints[k]; ok {
-		e.used.Store(time.Now().UnixNano())
+		e.used.Store(now.UnixNano())
 		return e, nil
 	}
 	e := &endpoint{key: k, set: s}
@@ -139,7 +139,7 @@ func (s *Set) endpoint(d *directory.Endpoint) (*endpoint, error) {
 			return nil, fmt.Errorf("endpoint %s: %w", k.Addr, err)
 		}
 	}
-	e.used.Store(time.Now().UnixNano())
+	e.used.Store(now.UnixNano())
 	s.endpoints[k] = e
 	return e, nil
 }
@@ -168,7 +168,7 @@ func (s *Set) Pick(d *directory.Destination, tried []Choice) (Choice, error) {
 		if rank == 0 {
 			continue
 		}
-		e, err := s.endpoint(de)
+		e, err := s.endpoint(de, now)
 		if err != nil {
 			failed = err // an identity that can't be expected: as good as none
 			continue
