@@ -151,6 +151,20 @@ func (r *Ref[T]) Value() *T {
 	return r.e.value.Load()
 }
 
+// Known reports whether the control plane has answered, if only that there is
+// no such thing. Of nothing all is known.
+func (r *Ref[T]) Known() bool {
+	if r == nil {
+		return true
+	}
+	select {
+	case <-r.e.answered:
+		return true
+	default:
+		return false
+	}
+}
+
 // Release lets go.
 func (r *Ref[T]) Release() {
 	if r != nil {

@@ -67,6 +67,9 @@ type Handler interface {
 	Connect(ctx context.Context, x *Exchange, attempt int) (*Conn, error)
 	// Release takes the connection of Connect back.
 	Release(c *Conn, reusable bool)
+	// Tunnelled is told that up will carry bytes in both directions, because the
+	// request was accepted as an Upgrade or a CONNECT. x does not change any more.
+	Tunnelled(x *Exchange, up *Conn)
 	// RequestFields appends the proxy's own fields to the request.
 	RequestFields(x *Exchange, w *http1.Writer)
 	// Done is told the outcome.

@@ -2,6 +2,7 @@ package inbound
 
 import (
 	"context"
+	"errors"
 
 	"github.com/hauberk-mesh/hauberk/policy"
 	"github.com/hauberk-mesh/hauberk/proxy/authz"
@@ -83,6 +84,20 @@ func (h *requests) Connect(ctx context.Context, _ *exchange.Exchange, attempt in
 		return nil, err
 	}
 	return exchange.NewConn(raw), nil
+}
+
+// Tunnelled lets a change of policy end what the request opened.
+func (h *requests) Tunnelled(x *exchange.Exchange, _ *exchange.Conn) {
+	request := &x.HTTP // stays as it is: the connection has no further request
+	h.live.OnRecheck(func() error {
+		if err := h.trusted(); err != nil {
+			return err
+		}
+		if v, set := h.evaluate(&policy.Flow{}, request); !v.Allowed() {
+			return errors.New(authz.Refusal(set, &v))
+		}
+		return nil
+	})
 }
 
 // Release takes it back.

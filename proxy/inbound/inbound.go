@@ -85,6 +85,7 @@ type connection struct {
 	peer     identity.Peer
 	workload *directory.Ref[directory.Workload] // the peer's
 	opaque   []byte                             // bytes of a handshake that is not for us
+	unread   bool                               // what it carries may be requests that are not read
 }
 
 // Handle carries one connection to its end.
@@ -172,7 +173,9 @@ func (c *connection) handshake(ctx context.Context) bool {
 		return false
 	}
 	if t == nil {
-		c.opaque = first
+		// crypto/tls took what it needed; the client may have sent more.
+		c.opaque = append(first, c.client.R.Buffered()...)
+		c.client.R.Discard(len(c.client.R.Buffered()))
 		return true
 	}
 	c.Observer.Handshake(telemetry.Inbound, time.Since(start), nil)
@@ -204,35 +207,39 @@ func (c *connection) trusted() error {
 }
 
 // flow is what policy sees of the connection, with the facts of this moment.
-func (c *connection) flow(self *directory.Self) policy.Flow {
+// unknown says that those of the peer's pod are missing.
+func (c *connection) flow(self *directory.Self) (flow policy.Flow, unknown bool) {
 	source := policy.Endpoint{Addr: c.source.Addr()}
 	w := c.workload.Value()
+	unknown = !c.workload.Known()
 	if c.mtls != nil {
 		source.Principal = c.peer.ID.String()
 		// Facts of another identity under this pod's UID are nobody's.
 		if w != nil && w.Proto.GetSpiffeId() != source.Principal {
 			w = nil
 		}
+		unknown = w == nil && c.peer.PodUID != ""
 	} else if node := c.Directory.Mesh().Node(c.source.Addr()); node != "" {
 		source.Host, source.HostOf = true, node
 	}
 	source.Workload = authz.PolicyOf(w)
 	destination := policy.Endpoint{Addr: c.target.Addr(), Workload: self.Workload.Workload, Principal: c.Principal()}
-	return authz.Flow(source, destination, c.target.Port(), c.mtls != nil)
+	return authz.Flow(source, destination, c.target.Port(), c.mtls != nil), unknown
 }
 
 // evaluate asks about a request, nil for the connection as bytes. flow is where
 // the facts are put together.
 func (c *connection) evaluate(flow *policy.Flow, request *policy.HTTPRequest) (policy.Verdict, *policy.Set) {
 	self := c.Directory.Self()
-	*flow = c.flow(self)
+	facts, unknown := c.flow(self)
+	*flow = facts
 	flow.HTTP = request
-	return self.Set.Evaluate(policy.Ingress, flow), self.Set
+	return authz.Decide(self.Set, policy.Ingress, flow, authz.Doubt{Unread: c.unread, Peer: unknown}), self.Set
 }
 
 func (c *connection) project() policy.Projection {
 	self := c.Directory.Self()
-	flow := c.flow(self)
+	flow, _ := c.flow(self)
 	return self.Set.ProjectConnection(policy.Ingress, &flow)
 }
 
@@ -245,10 +252,12 @@ func (c *connection) carry(ctx context.Context) {
 	declared := c.declared()
 	switch {
 	case c.opaque != nil:
-		c.relay(ctx) // the application's own TLS
+		c.unread = true // the application's own TLS
+		c.relay(ctx)
 	case declared == hauberkv1.AppProtocol_APP_PROTOCOL_HTTP1:
 		c.serveHTTP(ctx)
 	case declared != hauberkv1.AppProtocol_APP_PROTOCOL_UNSPECIFIED:
+		c.unread = declared != hauberkv1.AppProtocol_APP_PROTOCOL_TCP // HTTP/2, gRPC, TLS
 		c.relay(ctx)
 	default:
 		c.detect(ctx)
@@ -274,7 +283,9 @@ func (c *connection) detect(ctx context.Context) {
 	default:
 		wait = silentWait
 	}
-	switch sniff.Detect(c.client.Conn, c.client.R, wait, lineWait) {
+	protocol := sniff.Detect(c.client.Conn, c.client.R, wait, lineWait)
+	c.unread = protocol.Unread()
+	switch protocol {
 	case sniff.HTTP1:
 		c.serveHTTP(ctx)
 	case sniff.Ended:

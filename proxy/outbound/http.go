@@ -99,6 +99,20 @@ func (h *requests) Connect(ctx context.Context, x *exchange.Exchange, attempt in
 	}
 }
 
+// Tunnelled lets a change of policy or trust end what the request opened.
+func (h *requests) Tunnelled(x *exchange.Exchange, up *exchange.Conn) {
+	choice, request := h.choice, &x.HTTP // they stay: the connection has no further request
+	h.live.OnRecheck(func() error {
+		if err := h.Upstreams.Trusted(choice, up.Conn); err != nil {
+			return err
+		}
+		if v := h.admit(h.ctx, &policy.Flow{}, &choice.Endpoint, request); !v.Allowed() {
+			return errors.New(authz.Refusal(h.Directory.Self().Set, &v))
+		}
+		return nil
+	})
+}
+
 // Release takes the connection back.
 func (h *requests) Release(c *exchange.Conn, reusable bool) {
 	h.Upstreams.Release(h.choice, c, reusable && !h.Connections.Draining(), time.Since(h.sent))

@@ -65,6 +65,7 @@ type connection struct {
 	target netip.AddrPort
 	dest   *directory.Ref[directory.Destination] // nil outside of the mesh
 	live   *connections.Live
+	unread bool // what is carried as bytes may be requests that are not read
 }
 
 // Handle carries one connection to its end.
@@ -112,15 +113,19 @@ func (c *connection) speaksHTTP(ctx context.Context) bool {
 	case d.Protocol == hauberkv1.AppProtocol_APP_PROTOCOL_HTTP1:
 		return true
 	case d.Protocol != hauberkv1.AppProtocol_APP_PROTOCOL_UNSPECIFIED:
+		c.unread = d.Protocol != hauberkv1.AppProtocol_APP_PROTOCOL_TCP // HTTP/2, gRPC, TLS
 		return false
 	}
 	first := firstByteWait
 	if c.dependsOnRequests(ctx, d) {
 		first = c.Timeouts.Idle
 	} else if serverSpeaksFirst(c.target.Port()) {
+		c.unread = true
 		return false
 	}
-	return sniff.Detect(c.client.Conn, c.client.R, first, lineWait) == sniff.HTTP1
+	protocol := sniff.Detect(c.client.Conn, c.client.R, first, lineWait)
+	c.unread = protocol.Unread()
+	return protocol == sniff.HTTP1
 }
 
 // serverSpeaksFirst knows the ports of protocols in which the client waits.
@@ -140,7 +145,7 @@ func (c *connection) dependsOnRequests(ctx context.Context, d *directory.Destina
 		return false
 	}
 	for i := range d.Endpoints {
-		flow, release := c.flow(ctx, self, &d.Endpoints[i])
+		flow, _, release := c.flow(ctx, self, &d.Endpoints[i])
 		p := self.Set.ProjectConnection(policy.Egress, &flow)
 		release()
 		if p == policy.Mixed {
@@ -151,9 +156,9 @@ func (c *connection) dependsOnRequests(ctx context.Context, d *directory.Destina
 }
 
 // flow is the flow to an endpoint. Facts of the endpoint's pod are asked for
-// only when there is egress policy.
-func (c *connection) flow(ctx context.Context, self *directory.Self, e *directory.Endpoint) (policy.Flow, func()) {
-	release := func() {}
+// only when there is egress policy; unknown says that they are missing then.
+func (c *connection) flow(ctx context.Context, self *directory.Self, e *directory.Endpoint) (flow policy.Flow, unknown bool, release func()) {
+	release = func() {}
 	peer := policy.Endpoint{Addr: e.Addr.Addr()}
 	if node := c.Directory.Mesh().Node(e.Addr.Addr()); node != "" {
 		peer.Host, peer.HostOf = true, node
@@ -165,6 +170,7 @@ func (c *connection) flow(ctx context.Context, self *directory.Self, e *director
 		} else if !peer.Host {
 			ref = c.Directory.HoldIP(ctx, e.Addr.Addr())
 		}
+		unknown = !ref.Known() || e.PodUID != "" && ref.Value() == nil
 		peer.Workload = authz.PolicyOf(ref.Value())
 		release = ref.Release
 	}
@@ -176,18 +182,18 @@ func (c *connection) flow(ctx context.Context, self *directory.Self, e *director
 	if len(self.Workload.Addresses) > 0 {
 		source.Addr = self.Workload.Addresses[0]
 	}
-	return authz.Flow(source, peer, e.Addr.Port(), meshed), release
+	return authz.Flow(source, peer, e.Addr.Port(), meshed), unknown, release
 }
 
 // admit asks egress policy about an endpoint.
 // flow is where the facts are put together.
 func (c *connection) admit(ctx context.Context, flow *policy.Flow, e *directory.Endpoint, request *policy.HTTPRequest) policy.Verdict {
 	self := c.Directory.Self()
-	facts, release := c.flow(ctx, self, e)
+	facts, unknown, release := c.flow(ctx, self, e)
 	defer release()
 	*flow = facts
 	flow.HTTP = request
-	return self.Set.Evaluate(policy.Egress, flow)
+	return authz.Decide(self.Set, policy.Egress, flow, authz.Doubt{Unread: c.unread, Peer: unknown})
 }
 
 // choose picks an endpoint that was not tried and that policy lets it reach.
@@ -225,10 +231,17 @@ func (c *connection) route(rec *telemetry.Record, choice *upstream.Choice) *tele
 		Service: rec.Service, Protocol: rec.Protocol, Security: security})
 }
 
-// passThrough carries bytes to a destination outside of the mesh.
+// passThrough carries bytes to a destination outside of the mesh. Requests are
+// not read on the way, so where policy depends on them only what is certainly
+// none may pass.
 func (c *connection) passThrough(ctx context.Context) {
 	rec := c.record(telemetry.ProtocolTCP)
 	e := &directory.Endpoint{Addr: c.target}
+	c.unread = true
+	if c.dependsOnRequests(ctx, &directory.Destination{Endpoints: []directory.Endpoint{*e}}) {
+		protocol := sniff.Detect(c.client.Conn, c.client.R, c.Timeouts.Idle, lineWait)
+		c.unread = protocol != sniff.Opaque
+	}
 	if !c.judge(ctx, &rec, e) {
 		return
 	}
@@ -293,6 +306,11 @@ func (c *connection) pipe(ctx context.Context, rec *telemetry.Record, choice *up
 	defer done()
 	c.live.SetProtocol(telemetry.ProtocolTCP)
 	c.live.OnRecheck(func() error {
+		if choice != nil {
+			if err := c.Upstreams.Trusted(*choice, up); err != nil {
+				return err
+			}
+		}
 		if v := c.admit(ctx, &policy.Flow{}, e, nil); !v.Allowed() {
 			return errors.New(authz.Refusal(c.Directory.Self().Set, &v))
 		}

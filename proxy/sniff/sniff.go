@@ -17,15 +17,25 @@ import (
 type Protocol uint8
 
 // Silent: the client sent nothing in time. HTTP1: a request line of HTTP/1.x, or
-// what a lenient server would take for one. Opaque: anything else. Ended: the
-// client ended, or failed, before it could be told.
+// what a lenient server would take for one. HTTP2: its preface. TLS: a
+// ClientHello, or its beginning. Unsure: it may be a request to a server that
+// forgives much, but the strict parser can't read it, or too little came in
+// time to tell. Ended: the client ended, or failed, before it could be told.
+// Opaque: anything else.
 const (
 	Silent Protocol = iota
 	HTTP1
+	HTTP2
+	TLS
+	Unsure
 	Opaque
 	Ended
 	more
 )
+
+// Unread reports whether the bytes may be, or bring, requests that nobody here
+// reads: rules about requests can't be asked, so they must not be needed.
+func (p Protocol) Unread() bool { return p != HTTP1 && p != Opaque && p != Ended }
 
 // maxLine is how long a request line may be before it is left to the parser.
 const maxLine = 8 << 10
@@ -57,7 +67,14 @@ func Detect(c net.Conn, r *http1.Reader, first, rest time.Duration) Protocol {
 			if isTimeout(err) && bytes.IndexByte(r.Buffered(), ' ') > 0 {
 				return HTTP1 // the parser's time for heads goes on
 			}
-			if isTimeout(err) || errors.Is(err, io.EOF) {
+			if isTimeout(err) {
+				return Unsure
+			}
+			if errors.Is(err, io.EOF) {
+				// Some servers take the end for the end of the line.
+				if p := Classify(append(bytes.Clone(r.Buffered()), '\n')); p != more {
+					return p
+				}
 				return Opaque
 			}
 			return Ended
@@ -73,33 +90,55 @@ func isTimeout(err error) bool {
 // Classify tells by the bytes so far. It errs towards HTTP1, where the strict
 // parser refuses: empty lines before the request line, lower-case methods,
 // missing versions and bare line feeds are what some servers forgive, and what
-// would otherwise slip past rules about requests.
+// would otherwise slip past rules about requests. What begins like a request
+// and goes on with bytes that no request line has is Unsure.
 func Classify(b []byte) Protocol {
-	b = bytes.TrimLeft(b, "\r\n \t")
+	if len(b) > 0 && b[0] == recordHandshake {
+		return TLS
+	}
+	odd := false // white space to some servers only
+	for len(b) > 0 && (plainSpace(b[0]) || b[0] == '\n' || oddSpace(b[0])) {
+		odd = odd || oddSpace(b[0])
+		b = b[1:]
+	}
 	i := 0
-	for i < len(b) && i < 24 && (b[i] >= 'A' && b[i] <= 'Z' || b[i] >= 'a' && b[i] <= 'z' || b[i] == '-' || b[i] == '_') {
+	for i < len(b) && tokenByte(b[i]) {
 		i++
 	}
-	if i == len(b) {
+	switch {
+	case i > maxLine:
+		return Unsure
+	case i == len(b):
 		return more
-	}
-	if i == 0 || b[i] != ' ' && b[i] != '\t' {
+	case i == 0:
+		return Opaque
+	case b[i] == '\r':
+		if i+1 == len(b) {
+			return more
+		}
+		if b[i+1] == '\n' {
+			return Opaque // one word
+		}
+		return Unsure
+	case oddSpace(b[i]), odd && plainSpace(b[i]):
+		return Unsure
+	case !plainSpace(b[i]):
 		return Opaque
 	}
 	line, _, whole := bytes.Cut(b[i+1:], []byte("\n"))
 	for _, c := range line {
 		if c < ' ' && c != '\t' && c != '\r' || c >= 0x7f {
-			return Opaque
+			return Unsure
 		}
 	}
+	if len(line) > maxLine {
+		return HTTP1
+	}
 	if !whole {
-		if len(line) > maxLine {
-			return HTTP1
-		}
 		return more
 	}
 	if bytes.HasSuffix(line, []byte(" HTTP/2.0\r")) && string(b[:i]) == "PRI" {
-		return Opaque // HTTP/2 by prior knowledge
+		return HTTP2 // by prior knowledge
 	}
 	upper := bytes.ToUpper(line)
 	if bytes.Contains(upper, []byte("HTTP/")) {
@@ -110,6 +149,22 @@ func Classify(b []byte) Protocol {
 		return HTTP1 // HTTP/0.9
 	}
 	return Opaque
+}
+
+// recordHandshake is the first byte of a TLS ClientHello.
+const recordHandshake = 0x16
+
+func plainSpace(c byte) bool { return c == ' ' || c == '\t' || c == '\r' }
+
+// oddSpace is what string functions of some languages split at, too.
+func oddSpace(c byte) bool {
+	return c == '\v' || c == '\f' || c >= 0x1c && c <= 0x1f || c == 0x85 || c == 0xa0
+}
+
+// tokenByte is what a method may be made of (RFC 9110 section 5.6.2): some
+// applications serve every method alike.
+func tokenByte(c byte) bool {
+	return c > ' ' && c < 0x7f && bytes.IndexByte([]byte(`"(),/:;<=>?@[\]{}`), c) < 0
 }
 
 func isHTTPMethod(b []byte) bool {

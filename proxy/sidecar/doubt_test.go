@@ -1,0 +1,177 @@
+package sidecar
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+
+	hauberkv1 "github.com/hauberk-mesh/hauberk/api/gen/hauberk/v1"
+)
+
+// TestUnreadableRequestsAreDenied: where a rule denies requests, what the strict
+// parser can't read and a lenient application could is not passed on as bytes.
+func TestUnreadableRequestsAreDenied(t *testing.T) {
+	var reached atomic.Int64
+	l := listen(t)
+	s := &http.Server{ReadHeaderTimeout: 5 * time.Second, Protocols: new(http.Protocols),
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { reached.Add(1) })}
+	s.Protocols.SetHTTP1(true)
+	s.Protocols.SetUnencryptedHTTP2(true)
+	done := make(chan struct{})
+	go func() { defer close(done); _ = s.Serve(l) }()
+	t.Cleanup(func() { s.Close(); <-done })
+
+	rest := " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+	for name, tc := range map[string]struct {
+		declared hauberkv1.AppProtocol
+		sent     string
+	}{
+		"bytes beyond ASCII": {0, "GET /secret?\xff" + rest},
+		"long method":        {0, strings.Repeat("A", 40) + " /secret" + rest},
+		"method with digits": {0, "G3T /secret" + rest},
+		"HTTP/2 found":       {0, http2.ClientPreface},
+		"HTTP/2 declared":    {hauberkv1.AppProtocol_APP_PROTOCOL_GRPC, http2.ClientPreface},
+		"TLS":                {0, "\x16\x03\x01GET /secret" + rest},
+	} {
+		for direction, set := range map[string]setup{
+			"ingress": {app: l.Addr().String(), protocol: tcp, serverProto: tc.declared,
+				ingress: tier(rule("no-secret", deny, get(nil, "/secret")), rule("all", allow))},
+			"egress": {app: l.Addr().String(), serverProto: tcp, protocol: tc.declared,
+				egress: tier(rule("no-secret", deny, get(nil, "/secret")), rule("all", allow))},
+		} {
+			t.Run(name+" "+direction, func(t *testing.T) {
+				p := newPair(t, set)
+				var b []byte
+				if c, err := net.Dial("tcp", p.dial); err == nil { // else it was refused already
+					defer c.Close()
+					_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+					fmt.Fprint(c, tc.sent)
+					b, _ = io.ReadAll(c)
+				}
+				if n := reached.Load(); n != 0 || len(b) > 0 && !bytes.HasPrefix(b, []byte("HTTP/1.1 40")) {
+					t.Errorf("the application was reached %d times and answered %q", n, b)
+				}
+			})
+		}
+	}
+}
+
+// TestSilentConnectionIsCut: a connection that was let through before its
+// protocol was known does not outlive a policy that needs to know.
+func TestSilentConnectionIsCut(t *testing.T) {
+	app := tcpApp(t, func(c net.Conn) {
+		fmt.Fprint(c, "!")
+		_, _ = io.Copy(io.Discard, c)
+	})
+	p := newPair(t, setup{app: app, protocol: tcp})
+	c := p.conn()
+	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	p.serverFixed.Replace(append(p.serverRes, setResource("server-policy",
+		tier(rule("no-secret", deny, get(nil, "/secret")), rule("all", allow)), nil)))
+	if _, err := c.Read(make([]byte, 1)); err == nil || isTimeout(err) {
+		t.Errorf("the connection goes on: %v", err)
+	}
+}
+
+// TestUpgradedConnectionIsCut: what an Upgrade opened lives no longer than the
+// permission for its request.
+func TestUpgradedConnectionIsCut(t *testing.T) {
+	app := tcpApp(t, func(c net.Conn) {
+		br := bufio.NewReader(c)
+		if _, err := http.ReadRequest(br); err != nil {
+			return
+		}
+		fmt.Fprint(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n")
+		_, _ = io.Copy(c, br)
+	})
+	denied := tier(rule("no-ws", deny, get(nil, "/ws")), rule("all", allow))
+	for direction, change := range map[string]func(p *pair){
+		"ingress": func(p *pair) {
+			p.serverFixed.Replace(append(p.serverRes, setResource("server-policy", denied, nil)))
+		},
+		"egress": func(p *pair) {
+			p.clientFixed.Replace(append(p.clientRes, setResource("client-policy", nil, denied)))
+		},
+	} {
+		t.Run(direction, func(t *testing.T) {
+			p := newPair(t, setup{app: app, protocol: http1, serverProto: http1})
+			c := p.conn()
+			fmt.Fprint(c, "GET /ws HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n")
+			br := bufio.NewReader(c)
+			r, err := http.ReadResponse(br, nil)
+			if err != nil || r.StatusCode != 101 {
+				t.Fatalf("got %v, %v", r, err)
+			}
+			fmt.Fprint(c, "x")
+			if b, err := br.ReadByte(); err != nil || b != 'x' {
+				t.Fatalf("got %q, %v", b, err)
+			}
+			change(p)
+			if _, err := br.ReadByte(); err == nil || isTimeout(err) {
+				t.Errorf("the tunnel goes on: %v", err)
+			}
+		})
+	}
+}
+
+// TestUnknownPeerIsNotSparedADeny: a Deny by selector holds for pods of which
+// the control plane has not told, because they may be the ones it means.
+func TestUnknownPeerIsNotSparedADeny(t *testing.T) {
+	app := httpApp(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {}))
+	byAnybody := &hauberkv1.Rule{Name: "rest", Action: allow, AnyPeer: true}
+	for _, unknown := range []bool{false, true} {
+		p := newPair(t, setup{app: app, protocol: http1, serverProto: http1, peerUnknown: unknown,
+			ingress: tier(&hauberkv1.Rule{Name: "others", Action: deny, Peers: []*hauberkv1.Peer{{PeerSet: "x", PodSelector: &hauberkv1.Selector{
+				Requirements: []*hauberkv1.Requirement{{Key: "app", Operator: hauberkv1.Requirement_OPERATOR_IN, Values: []string{"other"}}}}}}}, byAnybody)})
+		r, err := p.httpClient().Get("http://server/")
+		want := map[bool]int{false: 200, true: 403}[unknown]
+		if status, text := body(t, r, err); status != want {
+			t.Errorf("unknown %v: got %d %q", unknown, status, text)
+		}
+	}
+}
+
+// TestForeignHandshakeIsPassedOnWhole: what follows a ClientHello at once (early
+// data, or bytes that are no TLS at all) is not lost.
+func TestForeignHandshakeIsPassedOnWhole(t *testing.T) {
+	app := tcpApp(t, func(c net.Conn) {
+		b, err := io.ReadAll(c)
+		if err == nil {
+			_, _ = c.Write(b)
+		}
+	})
+	p := newPair(t, setup{app: app})
+	c, err := net.Dial("tcp", p.inbound)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	// A ClientHello of somebody else's TLS, as its first write has it.
+	near, far := net.Pipe()
+	go func() { _ = tls.Client(near, &tls.Config{ServerName: "x", NextProtos: []string{"h2"}}).Handshake() }()
+	hello := make([]byte, 8<<10)
+	n, err := far.Read(hello)
+	if err != nil {
+		t.Fatal(err)
+	}
+	far.Close()
+	sent := append(hello[:n], bytes.Repeat([]byte("0123456789abcdef"), (4000-n)/16)...)
+	_, _ = c.Write(sent)
+	_ = c.(*net.TCPConn).CloseWrite()
+	if got, err := io.ReadAll(c); err != nil || !bytes.Equal(got, sent) {
+		t.Errorf("got %d bytes of %d, %v", len(got), len(sent), err)
+	}
+}
