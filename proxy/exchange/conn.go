@@ -41,6 +41,8 @@ type Conn struct {
 	// Expires is when it must no longer be used for a new request; zero for
 	// never.
 	Expires time.Time
+	// Generation is for whoever pools it: which trust it was made under.
+	Generation int64
 
 	readBy, writeBy time.Time
 	idle            atomic.Bool

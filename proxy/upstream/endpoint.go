@@ -104,7 +104,7 @@ func (e *endpoint) takeIdle(now time.Time) *exchange.Conn {
 func (e *endpoint) keep(c *exchange.Conn, now time.Time) {
 	c.R.Release()
 	e.mu.Lock()
-	if len(e.idle) < e.set.maxIdle && !e.set.draining.Load() {
+	if len(e.idle) < e.set.maxIdle && !e.set.draining.Load() && c.Generation == e.set.generation.Load() {
 		e.idle = append(e.idle, idleConn{c, now})
 		c = nil
 	}

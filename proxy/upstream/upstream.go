@@ -67,6 +67,7 @@ type Set struct {
 	idleTimeout time.Duration
 	maxIdle     int
 	draining    atomic.Bool
+	generation  atomic.Int64 // of trust; see Flush
 
 	mu        sync.Mutex
 	endpoints map[key]*endpoint // guarded by mu
@@ -100,8 +101,12 @@ func (s *Set) Drain() {
 	s.sweep(time.Now(), true)
 }
 
-// Flush closes what is pooled, because those who are trusted changed.
-func (s *Set) Flush() { s.sweep(time.Now(), true) }
+// Flush closes what is pooled, because those who are trusted changed, and what
+// is in use now when it comes back.
+func (s *Set) Flush() {
+	s.generation.Add(1)
+	s.sweep(time.Now(), true)
+}
 
 func (s *Set) sweep(now time.Time, all bool) {
 	s.mu.Lock()
@@ -244,6 +249,7 @@ func (s *Set) HTTP(ctx context.Context, c Choice, fresh bool) (*exchange.Conn, e
 			return conn, nil
 		}
 	}
+	generation := s.generation.Load() // before the handshake
 	conn, expires, err := e.dial(ctx, e.http)
 	if err != nil {
 		e.failed(now)
@@ -252,7 +258,7 @@ func (s *Set) HTTP(ctx context.Context, c Choice, fresh bool) (*exchange.Conn, e
 	e.worked()
 	e.live.Add(1)
 	wrapped := exchange.NewConn(conn)
-	wrapped.Expires = expires
+	wrapped.Expires, wrapped.Generation = expires, generation
 	return wrapped, nil
 }
 
@@ -281,6 +287,23 @@ func (s *Set) TCP(ctx context.Context, c Choice) (net.Conn, error) {
 	c.e.worked()
 	c.e.live.Add(1)
 	return conn, nil
+}
+
+// Trusted judges a live connection to c by the certificate that it was made
+// with: an expired one, or one of a root that was removed, ends it.
+func (s *Set) Trusted(c Choice, conn net.Conn) error {
+	t, ok := conn.(*tls.Conn)
+	if !ok {
+		return nil
+	}
+	state := t.ConnectionState()
+	if leaf := state.PeerCertificates[0]; time.Now().After(leaf.NotAfter) {
+		return fmt.Errorf("certificate of %s has expired", c.e.key.SPIFFEID)
+	}
+	if c.e.tcp == nil || c.e.tcp.VerifyConnection == nil {
+		return nil
+	}
+	return c.e.tcp.VerifyConnection(state)
 }
 
 // Done ends a connection of TCP.

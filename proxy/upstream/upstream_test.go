@@ -1,8 +1,10 @@
 package upstream
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
+	"net"
 	"net/netip"
 	"testing"
 	"time"
@@ -99,5 +101,34 @@ func TestOneself(t *testing.T) {
 	d.Endpoints = []directory.Endpoint{{Addr: d.Endpoints[0].Addr, PodUID: "self", SPIFFEID: "spiffe://x/self", Ready: true}}
 	if c, err := s.Pick(d, nil); err != nil || c.Meshed {
 		t.Errorf("the own pod is reached without a sidecar in between: meshed %v, %v", c.Meshed, err)
+	}
+}
+
+// TestFlushReachesConnectionsInUse: what was made under a trust that has changed
+// is not pooled again when its request ends.
+func TestFlushReachesConnectionsInUse(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	dials := 0
+	s := New(Options{Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+		dials++
+		return (&net.Dialer{}).DialContext(ctx, network, address)
+	}})
+	defer s.Drain()
+	d := &directory.Destination{Kind: "Service", Endpoints: []directory.Endpoint{
+		{PodUID: "a", Ready: true, Addr: netip.MustParseAddrPort(l.Addr().String())}}}
+	c := choose(t, s, d, "a")
+	for i, want := range []int{1, 1, 2} {
+		conn, err := s.HTTP(t.Context(), c, false)
+		if err != nil || dials != want {
+			t.Fatalf("request %d: %d connections, %v", i, dials, err)
+		}
+		if i == 1 {
+			s.Flush()
+		}
+		s.Release(c, conn, true, 0)
 	}
 }
