@@ -92,7 +92,7 @@ func TestExcludedPortsAndAddressesPassBesideTheSidecar(t *testing.T) {
 			at := must[place](t)(test.from.place())
 			for _, v6 := range []bool{false, true} {
 				for protocol, want := range map[string]bool{"http": test.httpOpen, "tcp": test.echoOpen} {
-					within(t, 5*time.Second, fmt.Sprintf("%s, IPv6 %v", protocol, v6), func(ctx context.Context) error {
+					within(t, 15*time.Second, fmt.Sprintf("%s, IPv6 %v", protocol, v6), func(ctx context.Context) error {
 						got, _, err := at.try(ctx, attempt{protocol: protocol, to: cell{protocol: protocol, v6: v6}.to(test.to)})
 						if err != nil || got.open() != want {
 							return fmt.Errorf("%s %w, and open should be %v", got, err, want)

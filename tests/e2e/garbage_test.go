@@ -37,15 +37,17 @@ func garbage() [][]byte {
 // leaves as many connections open without a word.
 func throw(t *testing.T, dial func(context.Context) (net.Conn, error)) error {
 	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
 	for range 20 {
-		conn, err := dial(t.Context())
+		conn, err := dial(ctx)
 		if err != nil {
 			return err
 		}
 		t.Cleanup(func() { conn.Close() })
 	}
 	return each(garbage(), func(g []byte) error {
-		conn, err := dial(t.Context())
+		conn, err := dial(ctx)
 		if err != nil {
 			return err
 		}
@@ -91,7 +93,7 @@ func TestGarbageOnEveryPortNeitherCrashesNorHangs(t *testing.T) {
 				return nodePlace(p.Spec.NodeName).dial(ctx, "tcp", netip.AddrPortFrom(r.v4, port).String())
 			})
 			if thrown != nil {
-				// The outbound port is for the pod's own: refusing is as right as reading.
+				// These are the pod's own: refusing others is as right as reading.
 				if port == 15001 || port == 15006 {
 					continue
 				}

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bufio"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -149,6 +148,7 @@ type attempt struct {
 	to       netip.AddrPort
 	method   string // of http; GET if empty
 	path     string // of http
+	body     string // of http
 	header   http.Header
 }
 
@@ -235,7 +235,7 @@ func (p place) http(ctx context.Context, a attempt) (answer, error) {
 	if path == "" {
 		path = "/"
 	}
-	request, err := http.NewRequestWithContext(ctx, method, "http://"+a.to.String()+path, nil)
+	request, err := http.NewRequestWithContext(ctx, method, "http://"+a.to.String()+path, strings.NewReader(a.body))
 	if err != nil {
 		return answer{}, err
 	}
@@ -299,12 +299,4 @@ func checksum(b []byte) uint16 {
 		sum = sum>>16 + sum&0xffff
 	}
 	return ^uint16(sum)
-}
-
-// line reads one line of a connection.
-func line(conn net.Conn, limit time.Duration) (string, error) {
-	if err := conn.SetReadDeadline(time.Now().Add(limit)); err != nil {
-		return "", err
-	}
-	return bufio.NewReader(conn).ReadString('\n')
 }

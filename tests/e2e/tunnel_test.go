@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"net/netip"
 	"strings"
 	"testing"
@@ -77,18 +78,9 @@ func TestBetweenNodesNothingOfPodsGoesInClear(t *testing.T) {
 // large sends what does not fit into one packet, and wants it back whole.
 func large(ctx context.Context, at place, target *running, v6 bool, marker string) error {
 	text := strings.Repeat(marker, 1<<17/len(marker))
-	tcp, err := at.dial(ctx, "tcp", cell{protocol: "http", v6: v6}.to(target).String())
-	if err != nil {
-		return err
-	}
-	defer tcp.Close()
-	if err := tcp.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
-		return err
-	}
-	go fmt.Fprintf(tcp, "POST / HTTP/1.1\r\nHost: target\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s", len(text), text)
-	back, err := io.ReadAll(tcp)
-	if err != nil || !bytes.Contains(back, []byte(text)) {
-		return fmt.Errorf("128 KiB by TCP, IPv6 %v: %d bytes came back: %w", v6, len(back), err)
+	got, err := at.http(ctx, attempt{to: cell{protocol: "http", v6: v6}.to(target), method: http.MethodPost, body: text})
+	if err != nil || !strings.Contains(got.body, text) {
+		return fmt.Errorf("128 KiB by TCP, IPv6 %v: %d bytes came back: %w", v6, len(got.body), err)
 	}
 	// Each try may lose a fragment.
 	for range 3 {
