@@ -13,12 +13,11 @@ files=$(git ls-files '*.go' | xargs -r gofmt -l 2>&1)
 $files"
 
 modules=(. tests/cluster tests/collector)
-# A test dependency of the Collector's own modules is not published any more; -e
-# leaves it out.
-tidyflags() { [ "$1" != tests/collector ] || echo -e; }
+# tests/collector is left out: a test dependency of the Collector's own modules is
+# not published any more, and tidy looks at those. Builds hold it with -mod=readonly.
 step "go mod tidy"
-for m in "${modules[@]}"; do
-  out=$(cd "$m" && go mod tidy $(tidyflags "$m") -diff 2>&1) || bad "$m/go.mod is not tidy (mend: cd $m && go mod tidy):
+for m in . tests/cluster; do
+  out=$(cd "$m" && go mod tidy -diff 2>&1) || bad "$m/go.mod is not tidy (mend: cd $m && go mod tidy):
 $out"
 done
 
