@@ -43,6 +43,10 @@ test-packet: tools-packet ## packet-level tests in network namespaces (root)
 test-e2e: $(CLUSTER) ## end-to-end tests on the local cluster (root)
 	$(GO) run ./tests/e2e/run
 
+.PHONY: conformance
+conformance: $(CLUSTER) ## Kubernetes' conformance suites (root); SUITE=cyclonus|clusternetworkpolicy ARGS='flags'
+	$(GO) run ./tests/conformance -nodes $(NODES) $(if $(SUITE),-suite $(SUITE)) $(ARGS)
+
 .PHONY: fuzz
 fuzz: ## each fuzzer for FUZZTIME (30s)
 	tests/fuzz.sh $(or $(FUZZTIME),30s)
