@@ -8,9 +8,11 @@ import (
 	"net"
 	"net/netip"
 	"os/exec"
+	"strconv"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"sigs.k8s.io/knftables"
 
 	"github.com/hauberk-mesh/hauberk/internal/names"
@@ -393,4 +395,42 @@ func TestKernelControlPlaneStaysReachable(t *testing.T) {
 		t.Error("another port of the control plane's pod is open")
 	}
 	l.expect(control, client, 80, false)
+}
+
+// TestKernelLinkLocal: a pod's link-local address is no way around its egress
+// policy to the node's own ports.
+func TestKernelLinkLocal(t *testing.T) {
+	l := newLab(t)
+	free, closed := l.pod("free"), l.pod("closed")
+	node := &labPod{NS: l.node}
+	node.serve(t, 10250)
+	l.add(free, &policy.Set{ID: "open", DefaultAction: policy.Allow})
+	l.add(closed, &policy.Set{ID: "closed", DefaultAction: policy.Allow, Egress: tiers(networkPolicy("deny-all"))})
+	gateway := func(p *labPod) (a netip.Addr) {
+		p.Do(func() {
+			link, err := netlink.LinkByName("eth0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			a = netip.MustParseAddr("fe80::1").WithZone(strconv.Itoa(link.Attrs().Index))
+		})
+		return a
+	}
+	// The link's own address takes a moment to be made.
+	for deadline := time.Now().Add(10 * time.Second); !free.reach("tcp", gateway(free), 10250); {
+		if time.Now().After(deadline) {
+			t.Fatalf("a pod without policy does not reach its node over the link\n%s", l.rules())
+		}
+	}
+	if !free.reach("udp", gateway(free), 10250) {
+		t.Error("UDP of a pod without policy does not reach its node over the link")
+	}
+	// The other pod's link was made at the same time and has its address by now.
+	for range 5 {
+		for _, network := range []string{"tcp", "udp"} {
+			if closed.reach(network, gateway(closed), 10250) {
+				t.Fatalf("%s passed a policy that denies all egress\n%s", network, l.rules())
+			}
+		}
+	}
 }

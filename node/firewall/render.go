@@ -27,6 +27,7 @@ const (
 	setLinkAddr6         = "link-addr6"             // interface . address
 	mapFrom4, mapFrom6   = "from-pod4", "from-pod6" // source address to egress chain
 	mapTo4, mapTo6       = "to-pod4", "to-pod6"     // destination address to ingress chain
+	mapLink              = "from-link"              // host interface to egress chain
 	setOwn4, setOwn6     = "mesh4", "mesh6"         // the mesh's own pods . port
 	setHosts4, setHosts6 = "hosts4", "hosts6"       // addresses of nodes
 	setPods4, setPods6   = "cluster4", "cluster6"   // address ranges of pods
@@ -93,7 +94,7 @@ func (r *renderer) base() {
 			pods6.add(p.String())
 		}
 	}
-	for name, kind := range map[string]string{mapFrom4: typeAddr4, mapTo4: typeAddr4, mapFrom6: typeAddr6, mapTo6: typeAddr6} {
+	for name, kind := range map[string]string{mapFrom4: typeAddr4, mapTo4: typeAddr4, mapFrom6: typeAddr6, mapTo6: typeAddr6, mapLink: "ifname"} {
 		t.maps[name] = &verdicts{kind: kind, values: map[string]string{}}
 	}
 
@@ -124,6 +125,8 @@ func (r *renderer) base() {
 	t.chains[chainInput] = &chain{hook: knftables.InputHook, priority: forwardPriority,
 		rules: slices.Concat(established, []rule{
 			{"icmpv6 type { nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert } ip6 hoplimit 255 accept", ""},
+			// What a pod sends from its link's own address is known by the link.
+			{"ip6 saddr fe80::/10 iifname vmap @" + mapLink, ""},
 		}, from)}
 	t.chains[chainSource] = &chain{hook: knftables.PreroutingHook, priority: knftables.BaseChainPriority("-310"),
 		rules: []rule{
@@ -163,6 +166,9 @@ func (r *renderer) pod(p *Pod) {
 	t := r.t
 	if p.HostInterface != "" {
 		t.sets[setLinks].add(p.HostInterface)
+		if out != "" {
+			t.maps[mapLink].values[p.HostInterface] = "jump " + out
+		}
 	}
 	for _, a := range p.Addresses {
 		a = a.Unmap()
