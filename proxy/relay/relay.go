@@ -14,10 +14,20 @@ import (
 	"github.com/hauberk-mesh/hauberk/proxy/socket"
 )
 
-// bufferSize holds a whole TLS record.
-const bufferSize = 16 << 10
+// A direction waits with a small buffer, because most connections are idle most
+// of the time, and borrows one that holds a whole TLS record while more comes
+// than fits. It keeps the large one over a few small reads: a message that is
+// read in two parts is also sent in two.
+const (
+	smallSize  = 2 << 10
+	largeSize  = 16 << 10
+	smallReads = 16
+)
 
-var buffers = sync.Pool{New: func() any { b := make([]byte, bufferSize); return &b }}
+var (
+	small = sync.Pool{New: func() any { b := make([]byte, smallSize); return &b }}
+	large = sync.Pool{New: func() any { b := make([]byte, largeSize); return &b }}
+)
 
 // End is one side. First are bytes that were read from it already and go to
 // the other side before anything else.
@@ -97,9 +107,11 @@ func stream(dst, src net.Conn, count Counter) (int64, error) {
 			return n, err
 		}
 	}
-	p := buffers.Get().(*[]byte)
-	defer buffers.Put(p)
+	pool := &small
+	p := pool.Get().(*[]byte)
+	defer func() { pool.Put(p) }()
 	var total int64
+	few := 0 // small reads in a row into a large buffer
 	for {
 		n, err := src.Read(*p)
 		if n > 0 {
@@ -116,5 +128,21 @@ func stream(dst, src net.Conn, count Counter) (int64, error) {
 		if err != nil {
 			return total, err
 		}
+		switch {
+		case pool == &small && n == smallSize:
+			p, pool, few = swap(p, pool, &large), &large, 0
+		case pool == &large && n > smallSize:
+			few = 0
+		case pool == &large:
+			if few++; few == smallReads {
+				p, pool = swap(p, pool, &small), &small
+			}
+		}
 	}
+}
+
+// swap gives a buffer back to one pool and takes one of another.
+func swap(p *[]byte, from, to *sync.Pool) *[]byte {
+	from.Put(p)
+	return to.Get().(*[]byte)
 }
