@@ -143,7 +143,9 @@ func (c *client) receive(r *hauberkv1.DiscoveryRequest) (*hauberkv1.NodeReport, 
 	for _, name := range r.GetUnsubscribe() {
 		s.unsubscribe(name, &c.names)
 	}
-	if len(r.GetInitialVersions()) > maxNames {
+	if n := len(r.GetInitialVersions()); n > maxNames || n > 0 && len(s.acked)+n > 2*maxNames {
+		// A client says what it has once a stream; more often is only more to
+		// remember.
 		return nil, status.Errorf(codes.ResourceExhausted, "more than %d initial versions", maxNames)
 	}
 	for _, name := range r.GetSubscribe() {

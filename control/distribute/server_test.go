@@ -562,3 +562,39 @@ func TestAcksOfAClientThatCameBack(t *testing.T) {
 		return nil
 	})
 }
+
+// A client that says over and over that it has something new makes the server
+// remember only so much.
+func TestInitialVersionsAreBounded(t *testing.T) {
+	c := newClient(audience{podUID: "summary"}, time.Now())
+	for round := range 4 {
+		has := make(map[string]string, maxNames)
+		for i := range maxNames {
+			has[fmt.Sprintf("%d/%d", round, i)] = "v"
+		}
+		_, err := c.receive(&hauberkv1.DiscoveryRequest{Type: workloadType, Subscribe: []string{"*"}, InitialVersions: has})
+		if want := map[bool]codes.Code{true: codes.OK, false: codes.ResourceExhausted}[round < 2]; status.Code(err) != want {
+			t.Errorf("round %d: got %v, want %s", round, err, want)
+		}
+	}
+	if n := len(c.types[workloadType].acked); n > 2*maxNames {
+		t.Errorf("%d versions are remembered", n)
+	}
+}
+
+// What clients choose to ask for does not fill the server's memory.
+func TestNamesAskedForAreBounded(t *testing.T) {
+	s := newSnapshot(compile.Compile(facts()), nil)
+	for _, pod := range []string{"10.0.1.1", "10.0.2.1"} {
+		for port := 1; port < 1<<16; port++ {
+			if s.lookup(destType, fmt.Sprintf("%s:%d", pod, port)) == nil {
+				t.Fatalf("%s:%d is not found", pod, port)
+			}
+		}
+	}
+	kept := 0
+	s.named.Range(func(any, any) bool { kept++; return true })
+	if kept > maxNamed {
+		t.Errorf("%d names are kept", kept)
+	}
+}

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"google.golang.org/protobuf/proto"
 
@@ -22,6 +23,9 @@ import (
 )
 
 const meshName = "mesh"
+
+// maxNamed bounds what a snapshot keeps of what clients asked for by name.
+const maxNamed = 1 << 16
 
 // resource is a named resource whose version is a digest of its body.
 type resource struct {
@@ -42,7 +46,8 @@ type snapshot struct {
 	tunnelPeers map[string]*resource
 	byNode      map[string][]string // node to UIDs, sorted
 
-	named sync.Map // type and name to *resource; a nil one exists not
+	named sync.Map // type and name to *resource; at most maxNamed
+	kept  atomic.Int64
 }
 
 // newSnapshot hashes compiled resources; those that are as in previous, which
@@ -142,7 +147,11 @@ func (s *snapshot) lookup(t hauberkv1.ResourceType, name string) *resource {
 		// Names that do not exist are the client's to choose and are not kept.
 		return nil
 	}
-	s.named.Store(key, r)
+	// Every port of every pod, and every spelling of an address, is a name that
+	// a client may choose: beyond what the honest need they are made each time.
+	if s.kept.Add(1) <= maxNamed {
+		s.named.Store(key, r)
+	}
 	return r
 }
 
