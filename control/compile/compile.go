@@ -54,6 +54,8 @@ type compiler struct {
 	pods []*podEntry
 	// peers by digest, of every compiled rule.
 	peers map[string]*policy.Peer
+	// named is the digests of peers whose members' named ports a rule needs.
+	named map[string]bool
 	out   *Resources
 }
 

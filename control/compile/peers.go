@@ -41,7 +41,11 @@ func (c *compiler) peerSets() {
 					}
 				}
 				if len(addresses) > 0 {
-					set.Members = append(set.Members, &hauberkv1.PeerMember{Uid: entry.fact.UID, Addresses: addresses})
+					member := &hauberkv1.PeerMember{Uid: entry.fact.UID, Addresses: addresses}
+					if c.named[id] {
+						member.NamedPorts = namedPorts(entry.workload)
+					}
+					set.Members = append(set.Members, member)
 				}
 			}
 		}

@@ -110,7 +110,7 @@ func (c *compiler) sortedTiers() []Tier {
 // preparePolicies is the policies in order of evaluation: by order, namespace,
 // name and kind; tiers are applied later.
 func (c *compiler) preparePolicies(tiers []Tier) []preparedPolicy {
-	c.peers = make(map[string]*policy.Peer)
+	c.peers, c.named = make(map[string]*policy.Peer), make(map[string]bool)
 	prepared := make([]preparedPolicy, 0, len(c.facts.Policies))
 	for i := range c.facts.Policies {
 		prepared = append(prepared, preparedPolicy{fact: &c.facts.Policies[i]})
@@ -147,8 +147,8 @@ func (c *compiler) preparePolicies(tiers []Tier) []preparedPolicy {
 		case tiers[p.tier].Invalid != "":
 			p.invalid = joinReasons(p.invalid, fmt.Sprintf("tier %q is invalid: %s", name, tiers[p.tier].Invalid))
 		}
-		p.ingress = c.bindRules(p.fact.Ingress, &report, p.fact.Subject.Namespace)
-		p.egress = c.bindRules(p.fact.Egress, &report, p.fact.Subject.Namespace)
+		p.ingress = c.bindRules(p.fact.Ingress, policy.Ingress, &report)
+		p.egress = c.bindRules(p.fact.Egress, policy.Egress, &report)
 		if p.invalid != "" {
 			report.Invalid = append([]string{p.invalid}, report.Invalid...)
 		}
@@ -158,11 +158,19 @@ func (c *compiler) preparePolicies(tiers []Tier) []preparedPolicy {
 }
 
 // bindRules copies rules and gives each peer with selectors its peer set.
-func (c *compiler) bindRules(rules []policy.Rule, report *PolicyReport, namespace string) []policy.Rule {
+func (c *compiler) bindRules(rules []policy.Rule, d policy.Direction, report *PolicyReport) []policy.Rule {
+	if d == policy.Egress {
+		var split []policy.Rule
+		for _, rule := range rules {
+			split = append(split, splitNamedPorts(rule)...)
+		}
+		rules = split
+	}
 	bound := make([]policy.Rule, len(rules))
 	for i, rule := range rules {
-		if rule.Invalid != "" {
-			report.Invalid = append(report.Invalid, rule.Name+": "+rule.Invalid)
+		named := d == policy.Egress && slices.ContainsFunc(rule.Ports, isNamed)
+		if text := rule.Name + ": " + rule.Invalid; rule.Invalid != "" && !slices.Contains(report.Invalid, text) {
+			report.Invalid = append(report.Invalid, text)
 		}
 		report.L7 = report.L7 || rule.L7()
 		rule.Peers = slices.Clone(rule.Peers)
@@ -180,6 +188,7 @@ func (c *compiler) bindRules(rules []policy.Rule, report *PolicyReport, namespac
 				continue
 			}
 			peer.PeerSet = peer.SelectorDigest()
+			c.named[peer.PeerSet] = c.named[peer.PeerSet] || named
 			if c.peers[peer.PeerSet] == nil {
 				c.peers[peer.PeerSet] = peer
 			}

@@ -36,9 +36,7 @@ func (c *compiler) workloads() {
 		for _, a := range p.Addresses {
 			w.Addresses = append(w.Addresses, a.Unmap().String())
 		}
-		for _, port := range entry.workload.NamedPorts {
-			w.NamedPorts = append(w.NamedPorts, &hauberkv1.NamedPort{Name: port.Name, Protocol: uint32(port.Protocol), Port: uint32(port.Port)})
-		}
+		w.NamedPorts = namedPorts(entry.workload)
 		if entry.set != nil {
 			w.PolicySet = entry.set.Set.ID
 		}
