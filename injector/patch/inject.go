@@ -3,6 +3,7 @@ package patch
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -49,7 +50,7 @@ func Plan(pod *corev1.Pod, ns NamespaceFacts, cfg Config) (Decision, []Operation
 	d.Warnings = append(d.Warnings, warnings...)
 	if present {
 		d.Inject, d.Reason, d.Sentence = false, ReasonAlreadyInjected, "the pod has its sidecar already"
-		return d, append(ops, complete(pod, probes)...), nil
+		return d, append(ops, complete(pod, probes, cfg)...), nil
 	}
 	if pod.Spec.ShareProcessNamespace != nil && *pod.Spec.ShareProcessNamespace {
 		d.Warnings = append(d.Warnings, "hauberk: spec.shareProcessNamespace lets a container that is root reach the sidecar's process and key")
@@ -80,20 +81,28 @@ func Plan(pod *corev1.Pod, ns NamespaceFacts, cfg Config) (Decision, []Operation
 }
 
 // complete adds to an injected pod what other webhooks made necessary after
-// us: probes of containers that they added, and the first place.
-func complete(pod *corev1.Pod, fresh map[string]Probe) []Operation {
+// us: probes of containers that they added, and the first place. A sidecar that
+// came with the pod obeys our control plane and no other.
+func complete(pod *corev1.Pod, fresh map[string]Probe, cfg Config) []Operation {
 	var ops []Operation
 	for i := range pod.Spec.InitContainers {
-		c := &pod.Spec.InitContainers[i]
-		if c.Name != names.ProxyContainer {
+		own := pod.Spec.InitContainers[i]
+		if own.Name != names.ProxyContainer {
 			continue
 		}
+		c := &own // setEnv notes there what it adds
 		if len(fresh) > 0 {
 			all := probesOf(c)
 			for key, p := range fresh {
 				all[key] = p
 			}
 			ops = append(ops, setEnv(c, fmt.Sprintf("/spec/initContainers/%d/env", i), envProbes, escapeEnv(encodeProbes(all))))
+		}
+		trust := trustEnv(cfg)
+		for _, name := range sortedKeys(trust) {
+			if !slices.ContainsFunc(c.Env, func(e corev1.EnvVar) bool { return e.Name == name && e.Value == trust[name] }) {
+				ops = append(ops, setEnv(c, fmt.Sprintf("/spec/initContainers/%d/env", i), name, trust[name]))
+			}
 		}
 		if i > 0 {
 			ops = append(ops, Operation{Op: "move", From: fmt.Sprintf("/spec/initContainers/%d", i), Path: "/spec/initContainers/0"})
@@ -110,6 +119,7 @@ func setEnv(c *corev1.Container, pointer, name, value string) Operation {
 	}
 	entry := corev1.EnvVar{Name: name, Value: value}
 	if len(c.Env) == 0 {
+		c.Env = []corev1.EnvVar{entry} // what follows is added to it
 		return Operation{Op: "add", Path: pointer, Value: []corev1.EnvVar{entry}}
 	}
 	return Operation{Op: "add", Path: pointer + "/-", Value: entry}

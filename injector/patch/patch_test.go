@@ -7,6 +7,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -200,6 +201,21 @@ func TestRefusals(t *testing.T) {
 		{"foreign command", own(func(c *corev1.Container) { c.Command = []string{"/bin/sleep"} }), "spec.initContainers[hauberk-proxy].args"},
 		{"foreign user", own(func(c *corev1.Container) { c.SecurityContext.RunAsUser = ptr(int64(0)) }), "spec.initContainers[hauberk-proxy].securityContext.runAsUser"},
 		{"not a sidecar", own(func(c *corev1.Container) { c.RestartPolicy = nil }), "spec.initContainers[hauberk-proxy].restartPolicy"},
+		{"foreign environment", own(func(c *corev1.Container) { c.EnvFrom = []corev1.EnvFromSource{{Prefix: "X"}} }), "spec.initContainers[hauberk-proxy].envFrom"},
+		{"two control planes", own(func(c *corev1.Container) {
+			c.Env = append(c.Env, corev1.EnvVar{Name: "HAUBERK_CONTROL_ADDRESS", Value: "192.0.2.1:1"})
+		}), "spec.initContainers[hauberk-proxy].env[HAUBERK_CONTROL_ADDRESS]"},
+		{"foreign hook", own(func(c *corev1.Container) {
+			c.Lifecycle.PostStart = &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{"sh"}}}
+		}), "spec.initContainers[hauberk-proxy].lifecycle"},
+		{"foreign stop", own(func(c *corev1.Container) { c.Lifecycle.PreStop.Exec.Command = []string{"sh"} }), "spec.initContainers[hauberk-proxy].lifecycle"},
+		{"probe by command", own(func(c *corev1.Container) {
+			c.LivenessProbe.ProbeHandler = corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"sh"}}}
+		}), "spec.initContainers[hauberk-proxy].livenessProbe"},
+		{"foreign program", own(func(c *corev1.Container) {
+			c.VolumeMounts = append(c.VolumeMounts, corev1.VolumeMount{Name: "evil", MountPath: "/usr/local/bin"})
+		}), "spec.initContainers[hauberk-proxy].volumeMounts[evil]"},
+		{"foreign token", own(func(c *corev1.Container) { c.VolumeMounts[0].Name = "evil" }), "spec.initContainers[hauberk-proxy].volumeMounts[evil]"},
 		{"unknown port name", httpProbe(intstr.FromString("nope")), "spec.containers[app].livenessProbe.httpGet.port"},
 		{"probe of the sidecar", httpProbe(intstr.FromInt32(15021)), "spec.containers[app].livenessProbe.httpGet.port"},
 		{"port zero", httpProbe(intstr.FromInt32(0)), "spec.containers[app].livenessProbe.httpGet.port"},
@@ -304,6 +320,41 @@ func TestReinvocation(t *testing.T) {
 	}
 	if d := cmp.Diff(out, third); d != "" {
 		t.Errorf("a third call changes something:\n%s", d)
+	}
+}
+
+// TestBroughtSidecarObeysUs: a pod that brings the sidecar with it cannot choose
+// whose policy and roots it takes.
+func TestBroughtSidecarObeysUs(t *testing.T) {
+	_, want, err := Inject(pod(nil), enabled, config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(c *corev1.Container){
+		"another control plane": func(c *corev1.Container) {
+			for i := range c.Env {
+				if c.Env[i].Name == "HAUBERK_CONTROL_ADDRESS" || c.Env[i].Name == "HAUBERK_TRUST_BUNDLE" {
+					c.Env[i].Value = "192.0.2.1:1"
+				}
+			}
+		},
+		"none": func(c *corev1.Container) { c.Env = nil },
+		"token elsewhere": func(c *corev1.Container) {
+			c.VolumeMounts = append(c.VolumeMounts, corev1.VolumeMount{Name: "api", MountPath: "/var/run/secrets/kubernetes.io/serviceaccount"})
+		},
+	} {
+		p := want.DeepCopy()
+		change(sidecarOf(p))
+		_, got, err := Inject(p, enabled, config())
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		for key, value := range trustEnv(config().withDefaults()) {
+			if !slices.ContainsFunc(sidecarOf(got).Env, func(e corev1.EnvVar) bool { return e.Name == key && e.Value == value }) {
+				t.Errorf("%s: %s is not ours in %v", name, key, sidecarOf(got).Env)
+			}
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package patch
 
 import (
 	"encoding/json"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -65,7 +66,7 @@ func sidecar(cfg Config, s settings, probes map[string]Probe) corev1.Container {
 		ReadinessProbe: &corev1.Probe{ProbeHandler: health("/readyz"), PeriodSeconds: 5, TimeoutSeconds: 3, FailureThreshold: 3},
 		LivenessProbe:  &corev1.Probe{ProbeHandler: health("/healthz"), PeriodSeconds: 10, TimeoutSeconds: 5, FailureThreshold: 3},
 		Lifecycle: &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{
-			Exec: &corev1.ExecAction{Command: []string{"hauberk-proxy", "drain"}},
+			Exec: &corev1.ExecAction{Command: drainCommand()},
 		}},
 		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
 		SecurityContext: &corev1.SecurityContext{
@@ -162,6 +163,63 @@ func checkOurs(pod *corev1.Pod, cfg Config) (present bool, err error) {
 		return true, refuse(where+".args", mend, "the container has the sidecar's name but another command")
 	case sc == nil || sc.RunAsUser == nil || *sc.RunAsUser != names.ProxyUID:
 		return true, refuse(where+".securityContext.runAsUser", mend, "the container has the sidecar's name but not its user %d", names.ProxyUID)
+	case len(c.EnvFrom) > 0:
+		return true, refuse(where+".envFrom", mend, "the container has the sidecar's name but takes its environment from elsewhere")
+	case c.Lifecycle != nil && (foreign(c.Lifecycle.PostStart) || foreign(c.Lifecycle.PreStop)):
+		return true, refuse(where+".lifecycle", mend, "the container has the sidecar's name but runs another command as a hook")
+	}
+	// What runs in the container is not captured: nothing but ours may.
+	for name, p := range map[string]*corev1.Probe{"livenessProbe": c.LivenessProbe, "readinessProbe": c.ReadinessProbe, "startupProbe": c.StartupProbe} {
+		if p != nil && p.Exec != nil {
+			return true, refuse(where+"."+name, mend, "the container has the sidecar's name but runs a command as a probe")
+		}
+	}
+	for _, m := range c.VolumeMounts {
+		path := filepath.Clean(m.MountPath)
+		if m.Name == TokenVolume && path == tokenDir || m.Name != TokenVolume && path != tokenDir && strings.HasPrefix(path, secretsDir) {
+			continue
+		}
+		return true, refuse(where+".volumeMounts["+m.Name+"]", mend, "the container has the sidecar's name but a volume at %s", m.MountPath)
+	}
+	for _, e := range c.Env {
+		if strings.HasPrefix(e.Name, "LD_") || e.Name == "GODEBUG" {
+			return true, refuse(where+".env["+e.Name+"]", mend, "the container has the sidecar's name but another environment")
+		}
+	}
+	for name := range trustEnv(cfg) {
+		found := 0
+		for _, e := range c.Env {
+			if e.Name == name {
+				found++
+				if e.ValueFrom != nil {
+					found++
+				}
+			}
+		}
+		if found > 1 {
+			return true, refuse(where+".env["+name+"]", mend, "the container has the sidecar's name but another environment")
+		}
 	}
 	return true, nil
+}
+
+// secretsDir is where tokens of other systems may be mounted into all
+// containers of a pod.
+const secretsDir = "/var/run/secrets/"
+
+// foreign tells a hook that runs a command which is not ours.
+func foreign(h *corev1.LifecycleHandler) bool {
+	return h != nil && h.Exec != nil && !slices.Equal(h.Exec.Command, drainCommand())
+}
+
+func drainCommand() []string { return []string{"hauberk-proxy", "drain"} }
+
+// trustEnv is the part of the sidecar's environment that says whom it obeys.
+func trustEnv(cfg Config) map[string]string {
+	return map[string]string{
+		"HAUBERK_CONTROL_ADDRESS": cfg.ControlAddress,
+		"HAUBERK_TRUST_DOMAIN":    cfg.TrustDomain,
+		"HAUBERK_TRUST_BUNDLE":    cfg.TrustBundle,
+		"HAUBERK_TOKEN_FILE":      tokenDir + "/" + tokenFile,
+	}
 }
