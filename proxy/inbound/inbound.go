@@ -104,8 +104,27 @@ func (s *Server) Handle(ctx context.Context, raw net.Conn) {
 	if !c.identify(ctx) {
 		return
 	}
-	defer c.workload.Release()
-	c.live.OnRecheck(c.trusted)
+	defer func() { c.workload.Release() }()
+	if c.mtls != nil {
+		c.live.OnRecheck(c.trusted)
+	}
+	c.carry(ctx)
+}
+
+// late is for a ClientHello that came after the client was taken for a plain
+// one that waits: a lost packet is no reason to deny.
+func (c *connection) late(ctx context.Context) {
+	if !c.handshake(ctx) {
+		return
+	}
+	if c.mtls != nil {
+		c.workload.Release()
+		c.workload = nil
+		if c.peer.PodUID != "" {
+			c.workload = c.Directory.HoldUID(ctx, c.peer.PodUID)
+		}
+		c.live.OnRecheck(c.trusted)
+	}
 	c.carry(ctx)
 }
 
@@ -286,6 +305,12 @@ func (c *connection) detect(ctx context.Context) {
 	protocol := sniff.Detect(c.client.Conn, c.client.R, wait, lineWait)
 	c.unread = protocol.Unread()
 	switch protocol {
+	case sniff.TLS:
+		if c.mtls == nil {
+			c.late(ctx)
+			return
+		}
+		c.relay(ctx)
 	case sniff.HTTP1:
 		c.serveHTTP(ctx)
 	case sniff.Ended:

@@ -13,9 +13,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/net/http2"
 
 	hauberkv1 "github.com/hauberk-mesh/hauberk/api/gen/hauberk/v1"
+	"github.com/hauberk-mesh/hauberk/internal/identity"
+	"github.com/hauberk-mesh/hauberk/internal/names"
 )
 
 // TestUnreadableRequestsAreDenied: where a rule denies requests, what the strict
@@ -173,5 +176,31 @@ func TestForeignHandshakeIsPassedOnWhole(t *testing.T) {
 	_ = c.(*net.TCPConn).CloseWrite()
 	if got, err := io.ReadAll(c); err != nil || !bytes.Equal(got, sent) {
 		t.Errorf("got %d bytes of %d, %v", len(got), len(sent), err)
+	}
+}
+
+// TestSlowHandshakeIsStillOurs: a ClientHello that is late, because a packet was
+// lost, still proves an identity where policy asks for one.
+func TestSlowHandshakeIsStillOurs(t *testing.T) {
+	app := httpApp(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, r.Header.Get("X-Forwarded-Client-Cert"))
+	}))
+	p := newPair(t, setup{app: app, ingress: tier(
+		&hauberkv1.Rule{Name: "post", Action: deny, AnyPeer: true, Http: []*hauberkv1.HTTPMatch{get([]string{"POST"}, "/")}},
+		&hauberkv1.Rule{Name: "rest", Action: allow, AnyPeer: true})})
+	raw, err := net.Dial("tcp", p.inbound)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	_ = raw.SetDeadline(time.Now().Add(20 * time.Second))
+	// Longer than a plain client is waited for.
+	time.Sleep(600 * time.Millisecond)
+	c := tls.Client(raw, identity.ClientTLS(p.authority.Workload(t, "bank", "client", clientUID),
+		identity.Expect{ID: spiffeid.RequireFromString(serverID), PodUID: serverUID}, names.ALPNTCP))
+	fmt.Fprint(c, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+	b, err := io.ReadAll(c)
+	if err != nil || !strings.HasSuffix(string(b), "URI="+clientID) {
+		t.Errorf("got %q, %v", b, err)
 	}
 }
