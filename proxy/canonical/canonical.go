@@ -10,6 +10,7 @@ package canonical
 import (
 	"bytes"
 	"errors"
+	"strings"
 	"unsafe"
 )
 
@@ -80,17 +81,17 @@ func (t *Target) Set(method, target, host []byte) error {
 }
 
 func (t *Target) setConnect(target []byte) error {
-	host, authority := t.Host, t.Authority
+	// Copies: the target is normalised in the same buffer.
+	host, saved := strings.Clone(t.Host), strings.Clone(t.Authority)
 	colon := bytes.LastIndexByte(target, ':')
 	if colon <= 0 || colon == len(target)-1 || bytes.IndexByte(target, '/') >= 0 {
 		return ErrForm
 	}
-	saved := append([]byte(nil), authority...)
 	t.host = t.host[:0]
 	if err := t.setHost(target); err != nil {
 		return err
 	}
-	if len(saved) > 0 && string(saved) != t.Authority && host != t.Authority && host != t.Host {
+	if saved != "" && saved != t.Authority && host != t.Authority && host != t.Host {
 		return ErrTwoHosts
 	}
 	return nil

@@ -145,3 +145,14 @@ func TestCanonicalAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
+
+// TestConnectNamesOneHost: the check holds when both names have to be folded,
+// which happens in one buffer.
+func TestConnectNamesOneHost(t *testing.T) {
+	for host, want := range map[string]error{"EXAMPLE.com": ErrTwoHosts, "EXAMPLE.com:443": ErrTwoHosts, "Evilest.com:443": nil, "evilest.COM": nil} {
+		var target Target
+		if err := target.Set([]byte("CONNECT"), []byte("EVILEST.com:443"), []byte(host)); err != want {
+			t.Errorf("Host %s: got %v, want %v", host, err, want)
+		}
+	}
+}
