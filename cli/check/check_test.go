@@ -15,6 +15,7 @@ import (
 	kubefake "k8s.io/client-go/kubernetes/fake"
 
 	"github.com/hauberk-mesh/hauberk/api/v1alpha1"
+	"github.com/hauberk-mesh/hauberk/cli/mesh"
 	"github.com/hauberk-mesh/hauberk/cli/run"
 )
 
@@ -81,5 +82,25 @@ func TestVerifyFails(t *testing.T) {
 	}
 	if strings.Contains(out.String(), "✓") {
 		t.Errorf("told what is well:\n%s", out)
+	}
+}
+
+func TestPodsBesideTheirSidecarsAreUsers(t *testing.T) {
+	s := &state{current: nodes}
+	a := &mesh.Agent{Node: "one", Status: &mesh.AgentStatus{Ready: true}}
+	a.Status.Control.Connected, a.Status.Chain.Present = true, true
+	a.Status.Pods.Unprotected = []string{"shop/web"}
+	if !s.agent(a, []mesh.Agent{*a}) {
+		t.Error("the agent is well")
+	}
+	if s.current != nodes {
+		t.Errorf("the category after it is %q", s.current)
+	}
+	report := newReport(s.results)
+	if report.OK || len(report.Checks) != 1 || report.Checks[0].Category != workloads {
+		t.Errorf("findings: %+v", report.Checks)
+	}
+	if n := ownFailures(report); n != 0 {
+		t.Errorf("%d failures of the mesh's own", n)
 	}
 }

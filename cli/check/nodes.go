@@ -74,11 +74,16 @@ func (s *state) agent(a *mesh.Agent, all []mesh.Agent) bool {
 	if !st.Ready {
 		s.bad(logs, "node %s: not in force yet: %s", a.Node, strings.Join(st.NotReady, "; "))
 	}
+	s.tunnel(a, all, logs)
+	whole := len(s.results) == before
 	if len(st.Pods.Unprotected) > 0 {
+		// Of users' pods, which only their owners may restart: after a new installation
+		// the agent is well, and they are not.
+		defer func(was string) { s.current = was }(s.current)
+		s.current = workloads
 		s.bad("restart them", "node %s: pods whose traffic does not go through their sidecar: %s", a.Node, run.Some(st.Pods.Unprotected))
 	}
-	s.tunnel(a, all, logs)
-	return len(s.results) == before
+	return whole
 }
 
 func (s *state) tunnel(a *mesh.Agent, all []mesh.Agent, logs string) {

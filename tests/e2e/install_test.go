@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -156,7 +157,16 @@ func TestInstallIsAnUpgradeAndUninstallLeavesNothing(t *testing.T) {
 	t.Run("install once more", func(t *testing.T) {
 		s := s.in(t)
 		check(t, w.Install(t.Context()))
-		run(0, "check")
+		// Pods that ran meanwhile are told of, and are well when they are restarted.
+		if out := run(79, "check"); !strings.Contains(out, s.name+"/target") || !strings.Contains(out, "restart them") {
+			t.Errorf("hauberk check does not tell of pods that are not captured: %s", out)
+		}
+		check(t, s.client.CoreV1().Pods(s.name).DeleteCollection(t.Context(), metav1.DeleteOptions{GracePeriodSeconds: new(int64(1))}, metav1.ListOptions{}))
+		meshed := must[*corev1.NamespaceList](t)(w.client.CoreV1().Namespaces().List(t.Context(), metav1.ListOptions{LabelSelector: "hauberk.dev/inject=enabled"}))
+		for _, ns := range meshed.Items {
+			must[string](t)(w.Kubectl(t.Context(), "-n", ns.Name, "rollout", "restart", "deployment"))
+		}
+		run(0, "check", "--wait", "--timeout", "90s")
 		check(t, s.apply(t.Context(), s.name, strict))
 		again := s.run(server("again"), client("again-client"))
 		from := must[place](t)(again[1].place())
