@@ -150,7 +150,7 @@ func (r *Report) finish(took time.Duration) int {
 			mark = r.paint(red, "✗")
 			failed++
 		}
-		fmt.Fprintf(r.out, "  %s %-14s %-62s %s\n", mark, o.act.Name, o.act.Title, r.paint(dim, seconds(o.took)))
+		fmt.Fprintf(r.out, "  %s %-10s %-76s %s\n", mark, o.act.Name, o.act.Title, r.paint(dim, seconds(o.took)))
 	}
 	if failed > 0 {
 		var names []string
