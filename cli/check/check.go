@@ -113,7 +113,9 @@ func look(ctx context.Context, c *run.Clients, now time.Time, probes []probe) (*
 		}
 	}
 	// What one probe finds may belong to the category of a later one.
-	place := func(r Result) int { return slices.IndexFunc(probes, func(p probe) bool { return p.category == r.Category }) }
+	place := func(r Result) int {
+		return slices.IndexFunc(probes, func(p probe) bool { return p.category == r.Category })
+	}
 	slices.SortStableFunc(s.results, func(a, b Result) int { return cmp.Compare(place(a), place(b)) })
 	return newReport(s.results), nil
 }

@@ -39,7 +39,7 @@ func TestServiceTrafficOfBothFamiliesGoesThroughTheSidecars(t *testing.T) {
 		within(t, 10*time.Second, "the Service answers at "+address, func(ctx context.Context) error {
 			got, said, err := at.try(ctx, attempt{protocol: "http", to: to, path: path})
 			if err != nil || !got.open() {
-				return fmt.Errorf("%s %s %w", got, said.body, err)
+				return fmt.Errorf("%s %s %v", got, said.body, err)
 			}
 			return nil
 		})
@@ -95,7 +95,7 @@ func TestExcludedPortsAndAddressesPassBesideTheSidecar(t *testing.T) {
 					within(t, 15*time.Second, fmt.Sprintf("%s, IPv6 %v", protocol, v6), func(ctx context.Context) error {
 						got, _, err := at.try(ctx, attempt{protocol: protocol, to: cell{protocol: protocol, v6: v6}.to(test.to)})
 						if err != nil || got.open() != want {
-							return fmt.Errorf("%s %w, and open should be %v", got, err, want)
+							return fmt.Errorf("%s %v, and open should be %v", got, err, want)
 						}
 						return nil
 					})
@@ -123,7 +123,7 @@ func (w *world) attachment(ctx context.Context, p *running) (*attachment, error)
 	}
 	a := &attachment{}
 	if err := json.Unmarshal([]byte(got.Out), a); err != nil {
-		return nil, fmt.Errorf("what the runtime keeps of pod %s: %w: %s", p.Name, err, got.Err)
+		return nil, fmt.Errorf("what the runtime keeps of pod %s: %v: %s", p.Name, err, got.Err)
 	}
 	return a, nil
 }
@@ -244,7 +244,7 @@ func TestCNIChecksAPodAndForgetsItWithoutATrace(t *testing.T) {
 				}
 				got, err := w.OnNode(ctx, p.Spec.NodeName, "/bin/sh", "-c", "grep -l "+a.ContainerID+" -r /run/hauberk/pods || true")
 				if err != nil || got.Out != "" {
-					return fmt.Errorf("the agent keeps %q of it: %w", got.Out, err)
+					return fmt.Errorf("the agent keeps %q of it: %v", got.Out, err)
 				}
 				return nil
 			})
@@ -343,10 +343,10 @@ func TestWithoutTheAgentPodsWait(t *testing.T) {
 		for _, protocol := range []string{"tcp", "http", "udp", "ping"} {
 			to := cell{protocol: protocol}.to(made[0])
 			if got, _, err := friend.try(ctx, attempt{protocol: protocol, to: to}); err != nil || !got.open() {
-				failures = append(failures, fmt.Errorf("friend %s: %s %w", protocol, got, err))
+				failures = append(failures, fmt.Errorf("friend %s: %s %v", protocol, got, err))
 			}
 			if got, _, err := stranger.try(ctx, attempt{protocol: protocol, to: to}); err != nil || got.open() {
-				failures = append(failures, fmt.Errorf("stranger %s: %s %w", protocol, got, err))
+				failures = append(failures, fmt.Errorf("stranger %s: %s %v", protocol, got, err))
 			}
 		}
 		return errors.Join(failures...)

@@ -42,7 +42,7 @@ func (w *world) guard(t *testing.T, hint string) *guarded {
 		for _, protocol := range []string{"tcp", "http", "udp"} {
 			for at, want := range map[place]bool{g.asFriend: true, g.asStranger: false} {
 				if got, _, err := at.try(ctx, attempt{protocol: protocol, to: cell{protocol: protocol}.to(g.target)}); err != nil || got.open() != want {
-					failures = append(failures, fmt.Errorf("%s: %s, open should be %v: %w", protocol, got, want, err))
+					failures = append(failures, fmt.Errorf("%s: %s, open should be %v: %v", protocol, got, want, err))
 				}
 			}
 		}
@@ -255,7 +255,7 @@ func TestKilledComponentsLeaveNoWindow(t *testing.T) {
 			}
 			got, _, err := g.asFriend.try(ctx, attempt{protocol: "http", to: cell{protocol: "http"}.to(g.target)})
 			if err != nil || !got.open() {
-				return fmt.Errorf("%s %w", got, err)
+				return fmt.Errorf("%s %v", got, err)
 			}
 			return nil
 		})
@@ -311,7 +311,7 @@ func TestWithoutControlPlaneAllGoesOnAndNewPodsWait(t *testing.T) {
 	within(t, 20*time.Second, "a new policy holds", func(ctx context.Context) error {
 		got, _, err := g.asFriend.try(ctx, attempt{protocol: "http", to: cell{protocol: "http"}.to(g.target)})
 		if err != nil || got.open() {
-			return fmt.Errorf("%s %w", got, err)
+			return fmt.Errorf("%s %v", got, err)
 		}
 		return nil
 	})

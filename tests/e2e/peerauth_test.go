@@ -39,7 +39,7 @@ func TestPeerAuthenticationDecidesAboutPlainClients(t *testing.T) {
 						got, _, err := places[from].try(ctx, attempt{protocol: protocol, to: cell{protocol: protocol, v6: v6}.to(target)})
 						want := from == "meshed" || protocol == "http" && test.http || protocol == "tcp" && test.tcp
 						if err != nil || got.open() != want {
-							failures = append(failures, fmt.Errorf("%s (IPv6: %v): %s %w, and open should be %v", c, v6, got, err, want))
+							failures = append(failures, fmt.Errorf("%s (IPv6: %v): %s %v, and open should be %v", c, v6, got, err, want))
 						}
 					}
 					return errors.Join(failures...)

@@ -31,7 +31,7 @@ func TestSidecarTellsRequestsAndVerdicts(t *testing.T) {
 		get, _, err1 := at.try(ctx, attempt{protocol: "http", to: to, path: "/told?secret=1"})
 		put, _, err2 := at.try(ctx, attempt{protocol: "http", to: to, method: "PUT"})
 		if get != answered || put != forbidden {
-			return fmt.Errorf("GET %s, PUT %s: %w", get, put, errors.Join(err1, err2))
+			return fmt.Errorf("GET %s, PUT %s: %v", get, put, errors.Join(err1, err2))
 		}
 		return nil
 	})
@@ -126,7 +126,7 @@ func spans(text, trace string) ([]span, error) {
 			} `json:"resourceSpans"`
 		}
 		if err := json.Unmarshal([]byte(line), &d); err != nil {
-			return nil, fmt.Errorf("the Collector's output: %w", err)
+			return nil, fmt.Errorf("the Collector's output: %v", err)
 		}
 		for _, r := range d.ResourceSpans {
 			for _, sc := range r.ScopeSpans {
@@ -189,7 +189,7 @@ func TestOneTraceSpansAllServices(t *testing.T) {
 	within(t, 60*time.Second, "the Collector has the spans of all three services", func(ctx context.Context) error {
 		pods, err := w.client.CoreV1().Pods("observability").List(ctx, metav1.ListOptions{LabelSelector: "app=otel-collector"})
 		if err != nil || len(pods.Items) == 0 {
-			return fmt.Errorf("the Collector's pod: %w", err)
+			return fmt.Errorf("the Collector's pod: %v", err)
 		}
 		said, err := w.exec(ctx, &running{Pod: &pods.Items[0]}, "otel-collector", "/usr/bin/otel-collector", "cat", "traces")
 		if err != nil {

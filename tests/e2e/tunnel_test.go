@@ -60,7 +60,7 @@ func TestBetweenNodesNothingOfPodsGoesInClear(t *testing.T) {
 					for _, protocol := range []string{"tcp", "udp", "ping", "http"} {
 						a := attempt{protocol: protocol, to: cell{protocol: protocol, v6: v6}.to(target), path: "/" + marker}
 						if got, _, err := at.try(ctx, a); err != nil || !got.open() {
-							failures = append(failures, fmt.Errorf("%s, IPv6 %v: %s %w", protocol, v6, got, err))
+							failures = append(failures, fmt.Errorf("%s, IPv6 %v: %s %v", protocol, v6, got, err))
 						}
 					}
 					failures = append(failures, large(ctx, at, target, v6, marker))
@@ -80,7 +80,7 @@ func large(ctx context.Context, at place, target *running, v6 bool, marker strin
 	text := strings.Repeat(marker, 1<<17/len(marker))
 	got, err := at.http(ctx, attempt{to: cell{protocol: "http", v6: v6}.to(target), method: http.MethodPost, body: text})
 	if err != nil || !strings.Contains(got.body, text) {
-		return fmt.Errorf("128 KiB by TCP, IPv6 %v: %d bytes came back: %w", v6, len(got.body), err)
+		return fmt.Errorf("128 KiB by TCP, IPv6 %v: %d bytes came back: %v", v6, len(got.body), err)
 	}
 	// Each try may lose a fragment.
 	for range 3 {
@@ -106,7 +106,7 @@ func datagram(ctx context.Context, at place, to netip.AddrPort, text string) err
 	buffer := make([]byte, 1<<16)
 	n, err := udp.Read(buffer)
 	if err != nil || !bytes.Contains(buffer[:n], []byte(text)) {
-		return fmt.Errorf("%d bytes by UDP to %s: %d came back: %w", len(text), to, n, err)
+		return fmt.Errorf("%d bytes by UDP to %s: %d came back: %v", len(text), to, n, err)
 	}
 	return nil
 }
@@ -126,11 +126,11 @@ func TestLostTunnelHealsAndNothingGoesInClear(t *testing.T) {
 		}
 		defer flow.Close()
 		if got, _, err := echoed(flow, patience); err != nil || !got.open() {
-			return fmt.Errorf("before: %s %w", got, err)
+			return fmt.Errorf("before: %s %v", got, err)
 		}
 		got, err := s.OnNode(ctx, "node1", "ip", "link", "delete", "hauberk-wg")
 		if err != nil || got.Code != 0 {
-			return fmt.Errorf("take the device away: %w %s", err, got.Err)
+			return fmt.Errorf("take the device away: %v %s", err, got.Err)
 		}
 		start := time.Now()
 		err = eventually(ctx, 40*time.Second, "the tunnel is back", func(ctx context.Context) error {
@@ -146,7 +146,7 @@ func TestLostTunnelHealsAndNothingGoesInClear(t *testing.T) {
 		for _, v6 := range []bool{false, true} {
 			for _, protocol := range []string{"tcp", "udp", "ping"} {
 				if got, _, err := at.try(ctx, attempt{protocol: protocol, to: cell{protocol: protocol, v6: v6}.to(target)}); err != nil || !got.open() {
-					return fmt.Errorf("after: %s, IPv6 %v: %s %w", protocol, v6, got, err)
+					return fmt.Errorf("after: %s, IPv6 %v: %s %v", protocol, v6, got, err)
 				}
 			}
 		}
