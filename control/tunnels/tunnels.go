@@ -6,9 +6,11 @@
 package tunnels
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -94,6 +96,21 @@ func (e Entry) text() (string, error) {
 	return string(data), err
 }
 
+// ErrTaken is a key that is another node's. WireGuard knows peers by their keys:
+// two nodes with one would take each other's addresses away.
+var ErrTaken = errors.New("the public key is another node's")
+
+// holder is the node that has the key, empty for none.
+func holder(cm *corev1.ConfigMap, key []byte) string {
+	entries, _ := Parse(cm)
+	for node, e := range entries {
+		if bytes.Equal(e.PublicKey, key) {
+			return node
+		}
+	}
+	return ""
+}
+
 // Store writes a node's entry unless it is there already. It leaves other
 // nodes' entries as they are, also when another replica writes at the same
 // time: the write carries the resource version that was read.
@@ -124,6 +141,9 @@ func Store(ctx context.Context, client typedcorev1.ConfigMapInterface, node stri
 		}
 		if cm.Data[node] == text {
 			return nil
+		}
+		if other := holder(cm, entry.PublicKey); other != "" && other != node {
+			return fmt.Errorf("%w: node %s has it; if that node is gone, delete its entry from ConfigMap %s", ErrTaken, other, names.TunnelsConfigMap)
 		}
 		if cm.Data == nil {
 			cm.Data = make(map[string]string, 1)

@@ -101,3 +101,27 @@ func TestParseLeavesOutWhatIsBroken(t *testing.T) {
 		t.Errorf("problems: got %v, want 3", problems)
 	}
 }
+
+// TestStoreRefusesAnotherNodesKey: a node that publishes another's public key
+// would take the other's pods off the network.
+func TestStoreRefusesAnotherNodesKey(t *testing.T) {
+	client := fake.NewClientset().CoreV1().ConfigMaps(names.Namespace)
+	if err := Store(t.Context(), client, "victim", entry(1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := Store(t.Context(), client, "thief", entry(1)); !errors.Is(err, ErrTaken) {
+		t.Errorf("got %v, want ErrTaken", err)
+	}
+	moved := entry(1)
+	moved.Port = 1
+	if err := Store(t.Context(), client, "victim", moved); err != nil {
+		t.Errorf("the node's own key: %v", err)
+	}
+	cm, err := client.Get(t.Context(), names.TunnelsConfigMap, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := Parse(cm); len(got) != 1 {
+		t.Errorf("entries: %v", got)
+	}
+}
