@@ -39,6 +39,7 @@ func main() {
 			os.Exit(1)
 		}
 	}
+	host.KeepDescriptors()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:])
 	stop()
