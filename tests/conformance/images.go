@@ -36,7 +36,8 @@ type program struct {
 }
 
 var programs = []program{
-	{"agnhost", "k8s.io/kubernetes/test/images/agnhost", "agnhost"},
+	{"agnhost", "k8s.io/kubernetes/test/images/agnhost", "agnhost.real"},
+	{"", "./tests/conformance/front", "agnhost"},
 	{"", "./tests/conformance/worker", "worker"},
 	{"", "./tests/conformance/shell", "bin/bash"},
 }

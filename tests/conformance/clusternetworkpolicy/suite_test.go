@@ -1,15 +1,13 @@
 // Package clusternetworkpolicy runs the conformance suite of
 // sigs.k8s.io/network-policy-api against the current cluster and writes the
-// suite's own report. It owns the choice of features, which is all of them, and
-// of the one part that a kernel may lack, SCTP; the cases are the suite's.
+// suite's own report. It owns the choice of features, which is all of them; the
+// cases are the suite's.
 package clusternetworkpolicy
 
 import (
 	"errors"
 	"flag"
-	"fmt"
 	"os"
-	"strings"
 	"syscall"
 	"testing"
 
@@ -59,18 +57,13 @@ func TestConformance(t *testing.T) {
 	if err != nil {
 		t.Fatalf("suite: %v", err)
 	}
-	cases, left, err := chosen()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(left) > 0 {
-		t.Logf("this kernel has no SCTP (CONFIG_IP_SCTP), so these cases are left out: %s", strings.Join(left, ", "))
-	}
 	func() {
 		defer turn(t)()
 		s.Setup(t)
 	}()
-	s.Run(t, cases)
+	if err := s.Run(t, cases()); err != nil {
+		t.Fatalf("run: %v", err)
+	}
 	report, err := s.Report()
 	if err != nil {
 		t.Fatalf("report: %v", err)
@@ -79,7 +72,7 @@ func TestConformance(t *testing.T) {
 	if err != nil {
 		t.Fatalf("report: %v", err)
 	}
-	t.Logf("%d cases of %d\n%s", len(cases), len(tests.ConformanceTests), text)
+	t.Logf("%d cases\n%s", len(tests.ConformanceTests), text)
 	if *flags.ReportOutput != "" {
 		if err := os.WriteFile(*flags.ReportOutput, text, 0o644); err != nil {
 			t.Errorf("report: %v", err)
@@ -87,39 +80,18 @@ func TestConformance(t *testing.T) {
 	}
 }
 
-// chosen is the suite's cases, each of which holds the lock as long as it runs,
-// and the names of those left out because the kernel has no SCTP. None is left
-// out where it has.
-func chosen() (cases []suite.ConformanceTest, left []string, err error) {
-	has, err := sctp()
-	if err != nil {
-		return nil, nil, err
-	}
+// cases is the suite's, each of which holds the lock as long as it runs.
+func cases() []suite.ConformanceTest {
+	var out []suite.ConformanceTest
 	for _, c := range tests.ConformanceTests {
-		if !has && strings.Contains(c.ShortName, "SCTP") {
-			left = append(left, c.ShortName)
-			continue
-		}
 		test := c.Test
 		c.Test = func(t *testing.T, s *suite.ConformanceTestSuite) {
 			defer turn(t)()
 			test(t, s)
 		}
-		cases = append(cases, c)
+		out = append(out, c)
 	}
-	return cases, left, nil
-}
-
-// sctp reports whether the kernel can open SCTP sockets.
-func sctp() (bool, error) {
-	socket, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, syscall.IPPROTO_SCTP)
-	switch {
-	case err == nil:
-		return true, syscall.Close(socket)
-	case errors.Is(err, syscall.EPROTONOSUPPORT), errors.Is(err, syscall.ESOCKTNOSUPPORT):
-		return false, nil
-	}
-	return false, fmt.Errorf("ask the kernel for an SCTP socket: %w", err)
+	return out
 }
 
 // turn holds a shared lock on the file that -lock names until it is called.
