@@ -101,6 +101,14 @@ func (b *bench) config(name, uid, listeners, metrics, admin string, resources []
 }
 
 func startHauberk(ctx context.Context, b *bench, v variant) (*stack, error) {
+	return b.startHauberk(ctx, b.hauberk, v)
+}
+
+func startBefore(ctx context.Context, b *bench, v variant) (*stack, error) {
+	return b.startHauberk(ctx, b.before, v)
+}
+
+func (b *bench) startHauberk(ctx context.Context, binary string, v variant) (*stack, error) {
 	p, err := ports(10)
 	if err != nil {
 		return nil, err
@@ -125,7 +133,7 @@ func startHauberk(ctx context.Context, b *bench, v variant) (*stack, error) {
 		return nil, err
 	}
 	return b.two(ctx, &stack{http: client[0], tcp: client[1], grpc: client[2], admin: []netip.AddrPort{p[7], p[9]}}, "hauberk",
-		[]string{b.hauberk, "--config", cf}, []string{b.hauberk, "--config", sf})
+		[]string{binary, "--config", cf}, []string{binary, "--config", sf})
 }
 
 func startCapture(ctx context.Context, b *bench, v variant) (*stack, error) {

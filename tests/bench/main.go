@@ -40,7 +40,7 @@ type options struct {
 	proxy            string
 	out, docs, svg   string
 	profile          string
-	render           string
+	render, before   string
 }
 
 func run(ctx context.Context, args []string) error {
@@ -61,11 +61,12 @@ func run(ctx context.Context, args []string) error {
 	f.DurationVar(&o.duration, "duration", 0, "measured time of each run (5s; 1s when quick)")
 	f.BoolVar(&o.quick, "quick", false, "few scenarios, in about two minutes")
 	f.StringVar(&o.proxy, "hauberk", "bin/hauberk-proxy", "the sidecar's binary")
+	f.StringVar(&o.before, "before", "", "another binary of the sidecar to compare with")
 	f.StringVar(&o.out, "out", "dist/bench", "folder of raw results")
 	f.StringVar(&o.docs, "docs", "", "page whose generated section is replaced; empty for none")
 	f.StringVar(&o.svg, "svg", "", "folder of plots; empty for none")
 	f.StringVar(&o.profile, "profile", "", "instead of measuring, write CPU profiles of both sidecars under load into this folder")
-	f.StringVar(&o.render, "render", "", "instead of measuring, report this raw result again")
+	f.StringVar(&o.render, "render", "", "instead of measuring, report these raw results (comma-separated) as one")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
@@ -76,7 +77,7 @@ func run(ctx context.Context, args []string) error {
 		o.pairs = split(pairs)
 	}
 	if o.render != "" {
-		r, err := readResults(o.render)
+		r, err := readResults(split(o.render)...)
 		if err != nil {
 			return err
 		}

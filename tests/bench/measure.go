@@ -48,7 +48,9 @@ func measure(ctx context.Context, o *options) error {
 	for _, p := range pairs {
 		if p.absent != nil {
 			if why := p.absent(b); why != "" {
-				r.Absent[p.name] = why
+				if p.name != "hauberk-before" {
+					r.Absent[p.name] = why
+				}
 				fmt.Fprintf(os.Stderr, "%s does not take part: %s\n", p.name, why)
 				continue
 			}
@@ -78,6 +80,9 @@ func measure(ctx context.Context, o *options) error {
 				}
 				one := row{Scenario: s.name, Pair: e.label, Round: round, Load: loadAverage()}
 				one.Metrics, err = b.one(ctx, s, &e, o.duration)
+				if ctx.Err() != nil {
+					return ctx.Err() // what was cut short is no result
+				}
 				if err != nil {
 					one.Error = err.Error()
 				}
@@ -128,7 +133,7 @@ func (b *bench) one(ctx context.Context, s *scenario, e *entrant, d time.Duratio
 
 // newBench prepares certificates, namespaces and the backends.
 func newBench(ctx context.Context, o *options) (_ *bench, err error) {
-	b := &bench{limit: raiseLimits(), envoy: os.Getenv("ENVOY"), starter: &starter{acct: findAccounting()}}
+	b := &bench{limit: raiseLimits(), envoy: os.Getenv("ENVOY"), before: o.before, starter: &starter{acct: findAccounting()}}
 	if b.self, err = os.Executable(); err != nil {
 		return nil, err
 	}

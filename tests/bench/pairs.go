@@ -56,6 +56,7 @@ type bench struct {
 	pods     *pods     // nil without root
 	inPod    backendAt // the same backend in the server's namespace
 	hauberk  string    // binary
+	before   string    // another binary of the sidecar, "" without
 	envoy    string    // binary, "" when not named
 	backends []*process
 }
@@ -120,6 +121,12 @@ func allPairs() []pair {
 				}
 				return ""
 			}},
+		{name: "hauberk-before", base: "direct", features: "as hauberk, another build to compare with", absent: func(b *bench) string {
+			if b.before == "" {
+				return "no other build: name one with -before"
+			}
+			return ""
+		}, start: startBefore},
 		{name: "haproxy", base: "direct", features: mutual + " by name; HTTP/1.1 and HTTP/2; counters", lacks: "policy, tracing, SPIFFE ID of the peer, access log (off)",
 			absent: inPath("haproxy"), start: startHAProxy},
 		{name: "nginx", base: "direct", features: mutual + " by name of the server, by root of the client; HTTP/1.1 and HTTP/2",

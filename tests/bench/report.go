@@ -90,7 +90,25 @@ func (r *results) save(dir string) error {
 	return nil
 }
 
-func readResults(name string) (*results, error) {
+// readResults reads files of the same machine as one run: the first one's
+// description, all rows.
+func readResults(names ...string) (*results, error) {
+	var all *results
+	for _, name := range names {
+		r, err := readOne(name)
+		if err != nil {
+			return nil, err
+		}
+		if all == nil {
+			all = r
+			continue
+		}
+		all.Rows = append(all.Rows, r.Rows...)
+	}
+	return all, nil
+}
+
+func readOne(name string) (*results, error) {
 	b, err := os.ReadFile(name)
 	if err != nil {
 		return nil, err
@@ -289,7 +307,7 @@ func (r *results) markdown() string {
 	w.WriteString("\nMedians, with the least and the greatest of all rounds in parentheses. CPU is user and system time of both proxies; PSS is of both. " +
 		"\"Added\" is minus the direct run of the same round.\n\n| Pair | What it does here | What it lacks beside the others |\n| --- | --- | --- |\n")
 	for _, p := range allPairs() {
-		if r.Absent[p.name] == "" {
+		if slices.ContainsFunc(r.Rows, func(w row) bool { return w.Pair == p.name }) {
 			fmt.Fprintf(&w, "| %s | %s | %s |\n", p.name, p.features, p.lacks)
 		}
 	}
