@@ -271,6 +271,27 @@ func (p *Peer) SelectsWorkloads() bool {
 		len(p.ServiceAccounts) > 0 || p.ServiceAccountSelector != nil
 }
 
+// EveryWorkload is the peer of every pod of the cluster.
+func EveryWorkload() Peer { return Peer{NamespaceSelector: &Selector{}} }
+
+// EveryWorkloadDigest is the id of the peer set of EveryWorkload.
+func EveryWorkloadDigest() string {
+	p := EveryWorkload()
+	return p.SelectorDigest()
+}
+
+// NeedsEveryWorkload reports whether a rendering by address needs the addresses
+// of all pods for the peer: the entities cluster and world tell pods from what
+// is none.
+func (p *Peer) NeedsEveryWorkload() bool {
+	for _, e := range p.Entities {
+		if e != EntityHost {
+			return true
+		}
+	}
+	return false
+}
+
 // ServiceAccount names a service account.
 type ServiceAccount struct{ Namespace, Name string }
 

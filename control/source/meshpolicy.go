@@ -110,9 +110,9 @@ func rulesFrom(ref policy.Ref, subject compile.Subject, rules *v1alpha1.PolicyRu
 // ruleFrom converts one rule. A list of which an entry can't be resolved is
 // dropped as a whole: the rule is invalid, so that an Allow matches nothing and
 // a Deny everything that the list could have meant.
-func ruleFrom(place, namespace string, common *v1alpha1.RuleCommon, peers []v1alpha1.Peer) policy.Rule {
+func ruleFrom(place, namespace string, common *v1alpha1.RuleCommon, peers []v1alpha1.Peer) compile.Rule {
 	var why reasons
-	rule := policy.Rule{Name: common.Name, AnyPeer: peers == nil}
+	rule := compile.Rule{Rule: policy.Rule{Name: common.Name, AnyPeer: peers == nil}}
 	if rule.Name == "" {
 		rule.Name = place
 	}

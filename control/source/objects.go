@@ -116,7 +116,7 @@ func FactsFrom(o *Objects) compile.Facts {
 }
 
 func nodeFrom(n *corev1.Node) compile.Node {
-	node := compile.Node{Name: n.Name, Zone: n.Labels[corev1.LabelTopologyZone]}
+	node := compile.Node{Name: n.Name, Zone: n.Labels[corev1.LabelTopologyZone], Labels: n.Labels}
 	for _, a := range n.Status.Addresses {
 		addr, err := netip.ParseAddr(a.Address)
 		if err != nil {
