@@ -341,28 +341,15 @@ type PortMatch struct {
 }
 
 // HTTPMatch is one kind of request. Its fields are ANDed, entries of a list
-// are ORed, empty lists do not matter. Headers are the exception: like fields,
-// they must all match (several HTTPMatches of one rule say "or").
+// are ORed, empty lists do not matter. Headers and Query are the exceptions: like
+// fields, they must all match (several HTTPMatches of one rule say "or").
 type HTTPMatch struct {
 	Methods []string // exact, case-sensitive (RFC 9110 section 9.1)
 	Paths   []PathMatch
 	Hosts   []string      // lower case, without port; a leading "*." matches one or more labels
 	Headers []HeaderMatch // all of them must match
-}
-
-// PathMatchType says how a path is compared.
-type PathMatchType uint8
-
-// PathExact compares the whole path; PathPrefix compares whole segments.
-const (
-	PathExact PathMatchType = iota
-	PathPrefix
-)
-
-// PathMatch compares the normalised path of a request, without its query.
-type PathMatch struct {
-	Type  PathMatchType
-	Value string
+	Query   []QueryMatch  // all of them must match
+	GRPC    []GRPCMatch
 }
 
 // HeaderMatch compares the values of one header, each on its own.

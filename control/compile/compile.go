@@ -40,7 +40,27 @@ func Compile(facts Facts) *Resources {
 	c.services()
 	c.mesh()
 	c.tunnels()
+	c.others()
 	return c.out
+}
+
+// others reports on what policies refer to.
+func (c *compiler) others() {
+	add := func(ref policy.Ref, invalid string) {
+		report := PolicyReport{Ref: ref}
+		if invalid != "" {
+			report.Invalid = []string{invalid}
+		}
+		c.out.Others = append(c.out.Others, report)
+	}
+	for _, s := range c.sets {
+		add(s.Ref, s.Invalid)
+	}
+	for _, t := range c.sortedTiers() {
+		if t.Ref.Name != "" {
+			add(t.Ref, t.Invalid)
+		}
+	}
 }
 
 // compiler is the state of one compilation.
