@@ -131,7 +131,7 @@ func render(t *testing.T, facts compile.Facts, r *compile.Resources, destination
 		}
 	}
 	reports := []any{}
-	for _, report := range slices.Concat(r.Policies, r.PeerAuthentications) {
+	for _, report := range slices.Concat(r.Policies, r.PeerAuthentications, r.Others) {
 		reports = append(reports, map[string]any{
 			"ref": report.Ref.String(), "subjects": report.Subjects, "invalid": report.Invalid, "unresolved": report.Unresolved, "l7": report.L7,
 		})
