@@ -155,9 +155,11 @@ func newFake(t *testing.T) *fake {
 func (f *fake) custom() {
 	lists := map[schema.GroupVersionResource]string{}
 	for resource, kind := range map[string]string{"meshpolicies": "MeshPolicy", "clustermeshpolicies": "ClusterMeshPolicy", "tiers": "Tier",
-		"peerauthentications": "PeerAuthentication", "meshconfigs": "MeshConfig"} {
+		"peerauthentications": "PeerAuthentication", "meshconfigs": "MeshConfig",
+		"networksets": "NetworkSet", "clusternetworksets": "ClusterNetworkSet"} {
 		lists[v1alpha1.GroupVersion.WithResource(resource)] = kind + "List"
 	}
+	lists[schema.GroupVersionResource{Group: "policy.networking.k8s.io", Version: "v1alpha2", Resource: "clusternetworkpolicies"}] = "ClusterNetworkPolicyList"
 	f.dyn = dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), lists)
 	f.create("meshpolicies", `
 apiVersion: hauberk.dev/v1alpha1

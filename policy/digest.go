@@ -187,6 +187,14 @@ func (e *encoder) http(m *HTTPMatch) {
 		e.text(h.Name)
 		e.texts(h.Values)
 	})
+	set(e, m.Query, func(e *encoder, q *QueryMatch) {
+		e.text(q.Name)
+		e.texts(q.Values)
+	})
+	set(e, m.GRPC, func(e *encoder, g *GRPCMatch) {
+		e.text(g.Service)
+		e.text(g.Method)
+	})
 }
 
 // ComparePolicies is the order of policies within a tier: by Order, then

@@ -11,7 +11,8 @@ const maxCompletions = 1 << 14
 // ProjectExact is Project without its pessimism: AllDenied if and only if every
 // completion of the flow's L7 attributes is denied, AllAllowed if and only if
 // every completion is allowed. It tries one flow of each kind that the set's
-// rules tell apart, so it is for tests, audits and the command line, not for the
+// rules tell apart (none is exact when they tell apart by template, expression,
+// query or gRPC), so it is for tests, audits and the command line, not for the
 // path of packets. When there are too many kinds exact is false and the
 // answer is Project's.
 func (s *Set) ProjectExact(d Direction, f *Flow) (p Projection, exact bool) {
@@ -39,6 +40,8 @@ func (s *Set) ProjectExact(d Direction, f *Flow) (p Projection, exact bool) {
 type kinds struct {
 	methods, paths, hosts, principals []string
 	headers                           []headerKinds
+	// endless: a rule has a part whose kinds cannot be listed.
+	endless bool
 }
 
 type headerKinds struct {
@@ -56,6 +59,9 @@ func (s *Set) completions(d Direction, f *Flow, visit func(*Flow) bool) bool {
 	var v view
 	v.init(d, f, UnknownL7)
 	k := s.kinds(d, &v)
+	if k.endless {
+		return false
+	}
 	n := len(k.methods) * len(k.paths) * len(k.hosts)
 	for _, h := range k.headers {
 		if n *= len(h.values); n > maxCompletions {
@@ -158,7 +164,14 @@ func (k *kinds) collect(r *Rule, values map[string][]string) {
 	}
 	for _, m := range r.HTTP {
 		k.methods = append(k.methods, m.Methods...)
+		// What templates, expressions, queries and gRPC tell apart overlaps in too many
+		// ways to list.
+		k.endless = k.endless || len(m.Query)+len(m.GRPC) > 0
 		for _, p := range m.Paths {
+			if p.Type == PathTemplate || p.Type == PathRegex {
+				k.endless = true
+				continue
+			}
 			if p.Type == PathExact {
 				k.paths = append(k.paths, p.Value)
 				continue

@@ -309,6 +309,18 @@ func (v *view) lacksRequest(list []HTTPMatch, deny bool) string {
 			whys = append(whys, fmt.Sprintf("path %s is not %s", r.Path, strings.Join(paths, " or ")))
 		case !m.matchesHost(r, deny):
 			whys = append(whys, fmt.Sprintf("host %s is not %s", r.Host, strings.Join(m.Hosts, " or ")))
+		case !m.matchesGRPC(r, deny):
+			var names []string
+			for _, g := range m.GRPC {
+				names = append(names, g.String())
+			}
+			whys = append(whys, fmt.Sprintf("it is no gRPC request to %s", strings.Join(names, " or ")))
+		case !m.matchesQuery(r, deny):
+			var names []string
+			for _, q := range m.Query {
+				names = append(names, q.Name)
+			}
+			whys = append(whys, "the value of query parameter "+strings.Join(names, " or of ")+" is not as required")
 		default:
 			var names []string
 			for _, h := range m.Headers {
@@ -319,14 +331,6 @@ func (v *view) lacksRequest(list []HTTPMatch, deny bool) string {
 		}
 	}
 	return strings.Join(whys, ", ")
-}
-
-// String is the match as users would say it.
-func (m PathMatch) String() string {
-	if m.Type == PathPrefix {
-		return "under " + m.Value
-	}
-	return m.Value
 }
 
 // String is the trace as indented text, one line for each thing looked at.

@@ -55,6 +55,7 @@ type HTTPRequest struct {
 	Method string
 	Path   string // normalised, without query
 	Host   string // lower case, without port
+	Query  string // as it was sent, without '?'
 	// Header finds all values of a header by its lower-case name. Nil means that
 	// the request has none.
 	Header func(name string) []string

@@ -30,14 +30,19 @@ func (v *view) requests(list []HTTPMatch, deny bool) Outcome {
 }
 
 // resolvable reports whether an entry of each list that is not empty, and every
-// header, can be resolved: else no request matches.
+// header and query parameter, can be resolved: else no request matches.
 func (m *HTTPMatch) resolvable() bool {
 	for i := range m.Headers {
 		if m.Headers[i].problem() != "" {
 			return false
 		}
 	}
-	return resolvable(m.Paths, (*PathMatch).problem) &&
+	for i := range m.Query {
+		if m.Query[i].problem() != "" {
+			return false
+		}
+	}
+	return resolvable(m.Paths, (*PathMatch).Problem) && resolvable(m.GRPC, (*GRPCMatch).Problem) &&
 		resolvable(m.Hosts, func(h *string) string { return hostProblem(*h) })
 }
 
@@ -51,7 +56,8 @@ func resolvable[T any](list []T, problem func(*T) string) bool {
 }
 
 func (m *HTTPMatch) matches(r *HTTPRequest, deny bool) bool {
-	return m.matchesMethod(r) && m.matchesPath(r, deny) && m.matchesHost(r, deny) && m.matchesHeader(r, deny)
+	return m.matchesMethod(r) && m.matchesPath(r, deny) && m.matchesHost(r, deny) && m.matchesHeader(r, deny) &&
+		m.matchesQuery(r, deny) && m.matchesGRPC(r, deny)
 }
 
 func (m *HTTPMatch) matchesMethod(r *HTTPRequest) bool {
@@ -104,38 +110,45 @@ func (m *HTTPMatch) matchesHeader(r *HTTPRequest, deny bool) bool {
 	return true
 }
 
-// problem says why the match cannot be resolved; empty when it can.
-func (m *PathMatch) problem() string {
-	switch {
-	case m.Type != PathExact && m.Type != PathPrefix:
-		return "the path's type is not known"
-	case m.Value == "*" && m.Type == PathExact: // OPTIONS *
-		return ""
-	case !strings.HasPrefix(m.Value, "/"):
-		return "a path begins with '/'"
+func (m *HTTPMatch) matchesQuery(r *HTTPRequest, deny bool) bool {
+	if len(m.Query) == 0 {
+		return true
 	}
-	return ""
-}
-
-// matches compares the path with the match. A prefix ends at a segment's border
-// and its own trailing slashes do not matter: "/a" and "/a/" match "/a", "/a/"
-// and "/a/b", but not "/ab".
-func (m *PathMatch) matches(path string, deny bool) bool {
-	if m.problem() != "" {
+	if ambiguousQuery(r.Query) {
 		return deny
 	}
-	if m.Type == PathExact {
-		return path == m.Value
+	for i := range m.Query {
+		q := &m.Query[i]
+		if q.problem() != "" {
+			if !deny {
+				return false
+			}
+			continue
+		}
+		if !q.matches(r.Query) {
+			return false
+		}
 	}
-	prefix := strings.TrimRight(m.Value, "/")
-	if len(path) < len(prefix) || path[:len(prefix)] != prefix {
-		return false
+	return true
+}
+
+func (m *HTTPMatch) matchesGRPC(r *HTTPRequest, deny bool) bool {
+	if len(m.GRPC) == 0 {
+		return true
 	}
-	rest := path[len(prefix):]
-	if rest == "" {
-		return prefix != ""
+	for i := range m.GRPC {
+		g := &m.GRPC[i]
+		if g.Problem() != "" {
+			if deny {
+				return true
+			}
+			continue
+		}
+		if g.matches(r) {
+			return true
+		}
 	}
-	return rest[0] == '/'
+	return false
 }
 
 // matchHost compares a host without regard to ASCII case. A leading "*." stands

@@ -271,6 +271,27 @@ func (p *Peer) SelectsWorkloads() bool {
 		len(p.ServiceAccounts) > 0 || p.ServiceAccountSelector != nil
 }
 
+// EveryWorkload is the peer of every pod of the cluster.
+func EveryWorkload() Peer { return Peer{NamespaceSelector: &Selector{}} }
+
+// EveryWorkloadDigest is the id of the peer set of EveryWorkload.
+func EveryWorkloadDigest() string {
+	p := EveryWorkload()
+	return p.SelectorDigest()
+}
+
+// NeedsEveryWorkload reports whether a rendering by address needs the addresses
+// of all pods for the peer: the entities cluster and world tell pods from what
+// is none.
+func (p *Peer) NeedsEveryWorkload() bool {
+	for _, e := range p.Entities {
+		if e != EntityHost {
+			return true
+		}
+	}
+	return false
+}
+
 // ServiceAccount names a service account.
 type ServiceAccount struct{ Namespace, Name string }
 
@@ -320,28 +341,15 @@ type PortMatch struct {
 }
 
 // HTTPMatch is one kind of request. Its fields are ANDed, entries of a list
-// are ORed, empty lists do not matter. Headers are the exception: like fields,
-// they must all match (several HTTPMatches of one rule say "or").
+// are ORed, empty lists do not matter. Headers and Query are the exceptions: like
+// fields, they must all match (several HTTPMatches of one rule say "or").
 type HTTPMatch struct {
 	Methods []string // exact, case-sensitive (RFC 9110 section 9.1)
 	Paths   []PathMatch
 	Hosts   []string      // lower case, without port; a leading "*." matches one or more labels
 	Headers []HeaderMatch // all of them must match
-}
-
-// PathMatchType says how a path is compared.
-type PathMatchType uint8
-
-// PathExact compares the whole path; PathPrefix compares whole segments.
-const (
-	PathExact PathMatchType = iota
-	PathPrefix
-)
-
-// PathMatch compares the normalised path of a request, without its query.
-type PathMatch struct {
-	Type  PathMatchType
-	Value string
+	Query   []QueryMatch  // all of them must match
+	GRPC    []GRPCMatch
 }
 
 // HeaderMatch compares the values of one header, each on its own.

@@ -122,11 +122,13 @@ func resolvePorts(ports []PortMatch, deny bool) ([]PortMatch, bool) {
 func resolveHTTP(list []HTTPMatch, deny bool) []HTTPMatch {
 	var out []HTTPMatch
 	for _, m := range list {
-		paths, okPaths := resolveList(m.Paths, deny, (*PathMatch).problem)
+		paths, okPaths := resolveList(m.Paths, deny, (*PathMatch).Problem)
 		hosts, okHosts := resolveList(m.Hosts, deny, func(h *string) string { return hostProblem(*h) })
-		headers, okHeaders := resolveHeaders(m.Headers, deny)
-		if okPaths && okHosts && okHeaders {
-			out = append(out, HTTPMatch{Methods: m.Methods, Paths: paths, Hosts: hosts, Headers: headers})
+		headers, okHeaders := resolveAll(m.Headers, deny, (*HeaderMatch).problem)
+		query, okQuery := resolveAll(m.Query, deny, (*QueryMatch).problem)
+		grpc, okGRPC := resolveList(m.GRPC, deny, (*GRPCMatch).Problem)
+		if okPaths && okHosts && okHeaders && okQuery && okGRPC {
+			out = append(out, HTTPMatch{Methods: m.Methods, Paths: paths, Hosts: hosts, Headers: headers, Query: query, GRPC: grpc})
 		}
 	}
 	return out
@@ -148,13 +150,13 @@ func resolveList[T any](list []T, deny bool, problem func(*T) string) ([]T, bool
 	return out, len(list) == 0 || len(out) > 0
 }
 
-// resolveHeaders is false when an Allow names a header that cannot be resolved:
-// all headers must match.
-func resolveHeaders(list []HeaderMatch, deny bool) ([]HeaderMatch, bool) {
-	var out []HeaderMatch
+// resolveAll is for lists of which all entries must match: it is false when an
+// Allow names one that cannot be resolved.
+func resolveAll[T any](list []T, deny bool, problem func(*T) string) ([]T, bool) {
+	var out []T
 	for i := range list {
 		switch {
-		case list[i].problem() == "":
+		case problem(&list[i]) == "":
 			out = append(out, list[i])
 		case !deny:
 			return nil, false

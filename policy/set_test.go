@@ -115,6 +115,10 @@ func TestDigest(t *testing.T) {
 		"icmp type":       func(s *policy.Set) { rule0(s).Ports[1].ICMPType = nil },
 		"path's type":     func(s *policy.Set) { rule0(s).HTTP[0].Paths[1].Type = policy.PathPrefix },
 		"host":            func(s *policy.Set) { rule0(s).HTTP[0].Hosts = nil },
+		"query":           func(s *policy.Set) { rule0(s).HTTP[0].Query = []policy.QueryMatch{{Name: "k"}} },
+		"query's values":  func(s *policy.Set) { rule0(s).HTTP[0].Query = []policy.QueryMatch{{Name: "k", Values: []string{"1"}}} },
+		"grpc service":    func(s *policy.Set) { rule0(s).HTTP[0].GRPC = []policy.GRPCMatch{{Service: "k"}} },
+		"grpc method":     func(s *policy.Set) { rule0(s).HTTP[0].GRPC = []policy.GRPCMatch{{Method: "k"}} },
 		"header's values": func(s *policy.Set) { rule0(s).HTTP[0].Headers[0].Values = []string{"12"} },
 	} {
 		s := full()

@@ -135,7 +135,7 @@ func (c *checker) peer(place string, p *Peer) {
 
 func (c *checker) http(place string, m *HTTPMatch) {
 	for _, p := range m.Paths {
-		if problem := p.problem(); problem != "" {
+		if problem := p.Problem(); problem != "" {
 			c.report(place, "path %q: %s", p.Value, problem)
 		}
 	}
@@ -147,6 +147,16 @@ func (c *checker) http(place string, m *HTTPMatch) {
 	for _, h := range m.Headers {
 		if problem := h.problem(); problem != "" {
 			c.report(place, "header %q: %s", h.Name, problem)
+		}
+	}
+	for _, q := range m.Query {
+		if problem := q.problem(); problem != "" {
+			c.report(place, "query parameter %q: %s", q.Name, problem)
+		}
+	}
+	for _, g := range m.GRPC {
+		if problem := g.Problem(); problem != "" {
+			c.report(place, "grpc %q: %s", g.String(), problem)
 		}
 	}
 }

@@ -6,16 +6,19 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // always exists.
 //
 // +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
 // +kubebuilder:resource:path=tiers,scope=Cluster,categories=hauberk
 // +kubebuilder:printcolumn:name="Order",type=integer,JSONPath=`.spec.order`
 // +kubebuilder:printcolumn:name="Default",type=string,JSONPath=`.spec.defaultAction`
+// +kubebuilder:printcolumn:name="Accepted",type=string,JSONPath=`.status.conditions[?(@.type=="Accepted")].status`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:validation:XValidation:rule="!(self.metadata.name in ['kube-admin','kube-baseline','default'])",message="kube-admin, default and kube-baseline are built in: choose another name"
 type Tier struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
-	Spec TierSpec `json:"spec"`
+	Spec   TierSpec     `json:"spec"`
+	Status ObjectStatus `json:"status,omitempty"`
 }
 
 // TierSpec is the body of a Tier.

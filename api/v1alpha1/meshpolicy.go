@@ -137,7 +137,7 @@ type PolicyRules struct {
 
 // RuleCommon is what ingress and egress rules share.
 //
-// +kubebuilder:validation:XValidation:rule="!has(self.http) || !has(self.ports) || self.ports.all(p, !has(p.protocol) || p.protocol == 'TCP')",message="http needs TCP: remove the ports of other protocols from this rule"
+// +kubebuilder:validation:XValidation:rule="(!has(self.http) && !has(self.grpc)) || !has(self.ports) || self.ports.all(p, !has(p.protocol) || p.protocol == 'TCP')",message="http and grpc need TCP: remove the ports of other protocols from this rule"
 type RuleCommon struct {
 	// name of the rule, shown where it decides; its place in the list by default.
 	// +kubebuilder:validation:MaxLength=63
@@ -157,6 +157,12 @@ type RuleCommon struct {
 	// +kubebuilder:validation:MaxItems=50
 	// +optional
 	HTTP []HTTPMatch `json:"http,omitempty"`
+	// grpc limits the rule to gRPC requests that match one entry. With http, a
+	// request must match an entry of both.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=50
+	// +optional
+	GRPC []GRPCMatch `json:"grpc,omitempty"`
 	// requires are conditions on the connection.
 	// +optional
 	Requires *Requirements `json:"requires,omitempty"`
@@ -173,6 +179,8 @@ type IngressRule struct {
 }
 
 // EgressRule matches traffic from the subject.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.ports) || !has(self.to) || !self.to.exists(p, has(p.services))",message="a Service says its ports itself: remove ports from this rule, or name the pods by podSelector"
 type EgressRule struct {
 	RuleCommon `json:",inline"`
 	// to is the destinations; absent means any, an empty list is refused.
@@ -185,6 +193,7 @@ type EgressRule struct {
 // Peer is the other end of the traffic. Its fields are ANDed.
 //
 // +kubebuilder:validation:MinProperties=1
+// +kubebuilder:validation:XValidation:rule="!has(self.services) || (!has(self.podSelector) && !has(self.namespaceSelector) && !has(self.serviceAccounts) && !has(self.serviceAccountSelector) && !has(self.principals) && !has(self.networks) && !has(self.networkSets) && !has(self.nodeSelector) && !has(self.entities))",message="services stands alone: write the other fields as a peer of their own"
 type Peer struct {
 	// podSelector selects pods of the policy's namespace, or of the namespaces
 	// that namespaceSelector selects.
@@ -198,6 +207,10 @@ type Peer struct {
 	// +kubebuilder:validation:MaxItems=100
 	// +optional
 	ServiceAccounts []ServiceAccountRef `json:"serviceAccounts,omitempty"`
+	// serviceAccountSelector selects by the labels of the service account, in the
+	// policy's namespace or in those that namespaceSelector selects.
+	// +optional
+	ServiceAccountSelector *metav1.LabelSelector `json:"serviceAccountSelector,omitempty"`
 	// principals are SPIFFE IDs that the peer proves by mTLS; one trailing "*" may
 	// stand for any rest.
 	// +kubebuilder:validation:MinItems=1
@@ -211,12 +224,64 @@ type Peer struct {
 	// +kubebuilder:validation:MaxItems=1000
 	// +optional
 	Networks []Network `json:"networks,omitempty"`
+	// networkSets are named lists of address ranges.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=10
+	// +optional
+	NetworkSets []NetworkSetRef `json:"networkSets,omitempty"`
+	// nodeSelector selects nodes, and with them their host-network pods, by the
+	// nodes' labels; an empty selector selects all.
+	// +optional
+	NodeSelector *metav1.LabelSelector `json:"nodeSelector,omitempty"`
+	// services are Services: as destinations their pods at the ports to which they
+	// translate, as sources their pods.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=100
+	// +optional
+	Services []ServiceRef `json:"services,omitempty"`
 	// entities are cluster (pods and nodes), host (nodes) and world (neither).
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=3
 	// +kubebuilder:validation:items:Enum=cluster;host;world
 	// +optional
 	Entities []string `json:"entities,omitempty"`
+}
+
+// NetworkSetRef names a network set, or selects several.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.name) != has(self.selector)",message="set exactly one of name and selector"
+type NetworkSetRef struct {
+	// kind of the set: in a MeshPolicy NetworkSet by default, in a
+	// ClusterMeshPolicy ClusterNetworkSet.
+	// +kubebuilder:validation:Enum=NetworkSet;ClusterNetworkSet
+	// +optional
+	Kind string `json:"kind,omitempty"`
+	// name of the set.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	// +optional
+	Name string `json:"name,omitempty"`
+	// selector selects sets by their labels.
+	// +optional
+	Selector *metav1.LabelSelector `json:"selector,omitempty"`
+	// namespace of a NetworkSet, in a ClusterMeshPolicy only: a MeshPolicy knows
+	// those of its own.
+	// +kubebuilder:validation:MaxLength=63
+	// +optional
+	Namespace string `json:"namespace,omitempty"`
+}
+
+// ServiceRef names a Service.
+type ServiceRef struct {
+	// name of the Service.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	Name string `json:"name"`
+	// namespace of the Service; the policy's own by default. A ClusterMeshPolicy
+	// must name it.
+	// +kubebuilder:validation:MaxLength=63
+	// +optional
+	Namespace string `json:"namespace,omitempty"`
 }
 
 // ServiceAccountRef names a service account.
@@ -311,11 +376,48 @@ type HTTPMatch struct {
 	// +kubebuilder:validation:MaxItems=20
 	// +optional
 	Headers []HeaderMatch `json:"headers,omitempty"`
+	// query parameters that must all match.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=20
+	// +optional
+	Query []QueryMatch `json:"query,omitempty"`
+}
+
+// QueryMatch is a condition on one query parameter.
+type QueryMatch struct {
+	// name of the parameter, decoded.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=256
+	Name string `json:"name"`
+	// values, exact and decoded; each value of the parameter is compared on its own.
+	// Absent means that the parameter is present.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=20
+	// +kubebuilder:validation:items:MaxLength=1024
+	// +optional
+	Values []string `json:"values,omitempty"`
+}
+
+// GRPCMatch is gRPC methods.
+//
+// +kubebuilder:validation:MinProperties=1
+type GRPCMatch struct {
+	// service is the full name, package.Service; absent means any.
+	// +kubebuilder:validation:Pattern=`^[A-Za-z_][A-Za-z0-9_.]*$`
+	// +kubebuilder:validation:MaxLength=512
+	// +optional
+	Service string `json:"service,omitempty"`
+	// method is its name alone; absent means any.
+	// +kubebuilder:validation:Pattern=`^[A-Za-z_][A-Za-z0-9_]*$`
+	// +kubebuilder:validation:MaxLength=256
+	// +optional
+	Method string `json:"method,omitempty"`
 }
 
 // PathMatch is how a path is compared: exactly one of its fields is set.
 //
-// +kubebuilder:validation:XValidation:rule="has(self.exact) != has(self.prefix)",message="set exactly one of exact and prefix"
+// +kubebuilder:validation:MinProperties=1
+// +kubebuilder:validation:MaxProperties=1
 type PathMatch struct {
 	// exact is the whole path.
 	// +kubebuilder:validation:Pattern=`^/`
@@ -328,6 +430,17 @@ type PathMatch struct {
 	// +kubebuilder:validation:MaxLength=1024
 	// +optional
 	Prefix string `json:"prefix,omitempty"`
+	// template is a whole path in which {name} stands for one segment that is not
+	// empty: /users/{id} matches /users/7, not /users/7/keys.
+	// +kubebuilder:validation:Pattern=`^(/([^/{}]*|\{[A-Za-z0-9_]+\}))+$`
+	// +kubebuilder:validation:MaxLength=1024
+	// +optional
+	Template string `json:"template,omitempty"`
+	// regex is an RE2 expression for the whole path.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=512
+	// +optional
+	Regex string `json:"regex,omitempty"`
 }
 
 // HeaderMatch is a condition on one header.

@@ -17,6 +17,8 @@ func AddToScheme(s *runtime.Scheme) error {
 		&Tier{}, &TierList{},
 		&PeerAuthentication{}, &PeerAuthenticationList{},
 		&MeshConfig{}, &MeshConfigList{},
+		&NetworkSet{}, &NetworkSetList{},
+		&ClusterNetworkSet{}, &ClusterNetworkSetList{},
 	)
 	metav1.AddToGroupVersion(s, GroupVersion)
 	return nil

@@ -40,7 +40,27 @@ func Compile(facts Facts) *Resources {
 	c.services()
 	c.mesh()
 	c.tunnels()
+	c.others()
 	return c.out
+}
+
+// others reports on what policies refer to.
+func (c *compiler) others() {
+	add := func(ref policy.Ref, invalid string) {
+		report := PolicyReport{Ref: ref}
+		if invalid != "" {
+			report.Invalid = []string{invalid}
+		}
+		c.out.Others = append(c.out.Others, report)
+	}
+	for _, s := range c.sets {
+		add(s.Ref, s.Invalid)
+	}
+	for _, t := range c.sortedTiers() {
+		if t.Ref.Name != "" {
+			add(t.Ref, t.Invalid)
+		}
+	}
 }
 
 // compiler is the state of one compilation.
@@ -54,9 +74,12 @@ type compiler struct {
 	pods []*podEntry
 	// peers by digest, of every compiled rule.
 	peers map[string]*policy.Peer
-	// named is the digests of peers whose members' named ports a rule needs.
+	// named are the digests of peers of which named ports are needed.
 	named map[string]bool
-	out   *Resources
+	// sets sorted by kind, namespace and name.
+	sets    []*NetworkSet
+	bySlice map[accountKey][]*EndpointSlice // see slicesOf
+	out     *Resources
 }
 
 type accountKey struct{ namespace, name string }
@@ -88,6 +111,12 @@ func (c *compiler) index() {
 			c.out.hosts[a.Unmap()] = n.Name
 		}
 	}
+	for i := range c.facts.NetworkSets {
+		c.sets = append(c.sets, &c.facts.NetworkSets[i])
+	}
+	slices.SortFunc(c.sets, func(a, b *NetworkSet) int {
+		return compareStrings(a.Ref.Kind, b.Ref.Kind, a.Ref.Namespace, b.Ref.Namespace, a.Ref.Name, b.Ref.Name)
+	})
 	for i := range c.facts.Pods {
 		p := &c.facts.Pods[i]
 		if p.Completed || p.UID == "" {

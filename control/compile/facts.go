@@ -26,6 +26,7 @@ type Facts struct {
 	Services            []Service
 	EndpointSlices      []EndpointSlice
 	Tiers               []Tier
+	NetworkSets         []NetworkSet
 	Policies            []Policy
 	PeerAuthentications []PeerAuthentication
 	Tunnels             []Tunnel
@@ -67,8 +68,9 @@ type ServiceAccount struct {
 
 // Node is a node of the cluster.
 type Node struct {
-	Name string
-	Zone string
+	Name   string
+	Zone   string
+	Labels map[string]string
 	// Internal addresses come first; they carry tunnels.
 	Internal []netip.Addr
 	External []netip.Addr
@@ -175,8 +177,10 @@ type SliceEndpoint struct {
 
 // Tier is a user's Tier; the built-in ones need none.
 type Tier struct {
-	Name          string
-	Order         float64
+	Name  string
+	Order float64
+	// Ref is the object; its Name is empty for a built-in tier.
+	Ref           policy.Ref
 	DefaultAction policy.Action // Deny or Pass
 	// Invalid is why the object could not be read; its policies are invalid too.
 	Invalid string
@@ -195,7 +199,44 @@ type Policy struct {
 	Subject Subject
 	// GovernsIngress and GovernsEgress are the directions for which it selects.
 	GovernsIngress, GovernsEgress bool
-	Ingress, Egress               []policy.Rule
+	Ingress, Egress               []Rule
+}
+
+// Rule is a rule whose peers may name other objects besides what they are by
+// themselves.
+type Rule struct {
+	policy.Rule
+	// Refs[i] belongs to Peers[i]; what is beyond its end names nothing.
+	Refs []PeerRefs
+}
+
+// PeerRefs is what a peer names. Its fields are ANDed with each other and with
+// the peer's own, entries of a list are ORed. Services stand alone.
+type PeerRefs struct {
+	// Nodes selects nodes by their labels; nil means that they do not matter.
+	Nodes       *policy.Selector
+	NetworkSets []NetworkSetRef
+	Services    []ServiceRef
+}
+
+// NetworkSetRef is a network set by name, or all that the selector selects.
+type NetworkSetRef struct {
+	Kind      string // NetworkSet or ClusterNetworkSet
+	Namespace string // empty for a ClusterNetworkSet
+	Name      string
+	Selector  *policy.Selector
+}
+
+// ServiceRef names a Service.
+type ServiceRef struct{ Namespace, Name string }
+
+// NetworkSet is a NetworkSet or a ClusterNetworkSet.
+type NetworkSet struct {
+	Ref      policy.Ref
+	Labels   map[string]string
+	Networks []policy.Network
+	// Invalid is why it can't be read; what names it can't be resolved.
+	Invalid string
 }
 
 // Subject is the pods that a policy selects. Its fields are ANDed.

@@ -157,45 +157,53 @@ func (c *compiler) preparePolicies(tiers []Tier) []preparedPolicy {
 	return prepared
 }
 
-// bindRules copies rules and gives each peer with selectors its peer set.
-func (c *compiler) bindRules(rules []policy.Rule, d policy.Direction, report *PolicyReport) []policy.Rule {
-	if d == policy.Egress {
-		var split []policy.Rule
-		for _, rule := range rules {
-			split = append(split, splitNamedPorts(rule)...)
-		}
-		rules = split
-	}
-	bound := make([]policy.Rule, len(rules))
-	for i, rule := range rules {
-		named := d == policy.Egress && slices.ContainsFunc(rule.Ports, isNamed)
-		if text := rule.Name + ": " + rule.Invalid; rule.Invalid != "" && !slices.Contains(report.Invalid, text) {
-			report.Invalid = append(report.Invalid, text)
-		}
-		report.L7 = report.L7 || rule.L7()
-		rule.Peers = slices.Clone(rule.Peers)
-		for j := range rule.Peers {
-			peer := &rule.Peers[j]
-			report.L7 = report.L7 || len(peer.Principals) > 0
-			for _, sa := range peer.ServiceAccounts {
+// bindRules resolves what rules name and gives each peer with selectors its
+// peer set.
+func (c *compiler) bindRules(rules []Rule, d policy.Direction, report *PolicyReport) []policy.Rule {
+	var bound []policy.Rule
+	for _, written := range rules {
+		for j := range written.Peers {
+			for _, sa := range written.Peers[j].ServiceAccounts {
 				if c.accounts[accountKey{sa.Namespace, sa.Name}] == nil {
 					report.Unresolved = append(report.Unresolved,
-						fmt.Sprintf("%s: service account %s/%s does not exist, so it matches nothing yet", rule.Name, sa.Namespace, sa.Name))
+						fmt.Sprintf("%s: service account %s/%s does not exist, so it matches nothing yet", written.Name, sa.Namespace, sa.Name))
 				}
 			}
-			if !peer.SelectsWorkloads() {
-				peer.PeerSet = ""
-				continue
-			}
-			peer.PeerSet = peer.SelectorDigest()
-			c.named[peer.PeerSet] = c.named[peer.PeerSet] || named
-			if c.peers[peer.PeerSet] == nil {
-				c.peers[peer.PeerSet] = peer
-			}
 		}
-		bound[i] = rule
+		expanded := c.expand(written, d, report)
+		if expanded[0].Invalid != "" {
+			report.Invalid = append(report.Invalid, written.Name+": "+expanded[0].Invalid)
+		}
+		for _, rule := range expanded {
+			report.L7 = report.L7 || rule.L7()
+			rule.Peers = slices.Clone(rule.Peers)
+			named := d == policy.Egress && slices.ContainsFunc(rule.Ports, func(m policy.PortMatch) bool { return m.Name != "" })
+			for j := range rule.Peers {
+				peer := &rule.Peers[j]
+				report.L7 = report.L7 || len(peer.Principals) > 0
+				peer.PeerSet = c.bindPeer(peer, named)
+				if peer.NeedsEveryWorkload() {
+					every := everyWorkload()
+					c.bindPeer(&every, false)
+				}
+			}
+			bound = append(bound, rule)
+		}
 	}
 	return bound
+}
+
+// bindPeer is the id of the peer's peer set, empty when it needs none.
+func (c *compiler) bindPeer(peer *policy.Peer, named bool) string {
+	if !peer.SelectsWorkloads() {
+		return ""
+	}
+	id := peer.SelectorDigest()
+	if c.peers[id] == nil {
+		c.peers[id] = peer
+	}
+	c.named[id] = c.named[id] || named
+	return id
 }
 
 // selection is the policies that select one kind of pod, by index.
@@ -261,6 +269,9 @@ func (c *compiler) buildSet(tiers []Tier, prepared []preparedPolicy, sel *select
 					for _, peer := range rule.Peers {
 						if peer.PeerSet != "" {
 							result.PeerSets = append(result.PeerSets, peer.PeerSet)
+						}
+						if peer.NeedsEveryWorkload() {
+							result.PeerSets = append(result.PeerSets, policy.EveryWorkloadDigest())
 						}
 					}
 				}

@@ -8,7 +8,7 @@ import (
 )
 
 // everyWorkload is the peer of every pod of the cluster.
-func everyWorkload() policy.Peer { return policy.Peer{NamespaceSelector: &policy.Selector{}} }
+func everyWorkload() policy.Peer { return policy.EveryWorkload() }
 
 // isNamed reports whether a port is meant by its name.
 func isNamed(m policy.PortMatch) bool { return m.Name != "" }

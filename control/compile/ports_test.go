@@ -54,7 +54,7 @@ func TestNamedPortsOfEgress(t *testing.T) {
 			client := Pod{UID: "client", Name: "client", Namespace: "x", Node: "n", Addresses: []netip.Addr{netip.MustParseAddr("10.244.1.6")}}
 			r := Compile(Facts{Pods: []Pod{server, client}, Policies: []Policy{{
 				Ref: policy.Ref{Kind: "NetworkPolicy", Namespace: "x", Name: "p"}, Tier: TierDefault, Order: OrderNetworkPolicy,
-				Subject: Subject{Namespace: "x"}, GovernsEgress: true, Egress: []policy.Rule{test.rule},
+				Subject: Subject{Namespace: "x"}, GovernsEgress: true, Egress: []Rule{{Rule: test.rule}},
 			}}})
 			set := r.PolicySets[r.Workloads["client"].GetPolicySet()]
 			if set == nil {

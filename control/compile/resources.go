@@ -26,6 +26,9 @@ type Resources struct {
 	Policies []PolicyReport
 	// PeerAuthentications reports on each PeerAuthentication, sorted.
 	PeerAuthentications []PolicyReport
+	// Others reports on each Tier and network set, sorted: whether it is
+	// understood.
+	Others []PolicyReport
 
 	pods      map[string]*podEntry
 	byAddress map[netip.Addr]*podEntry

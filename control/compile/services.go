@@ -16,15 +16,9 @@ type serviceEntry struct {
 
 // services indexes Services by the addresses that clients dial.
 func (c *compiler) services() {
-	bySlice := make(map[accountKey][]*EndpointSlice)
-	for i := range c.facts.EndpointSlices {
-		s := &c.facts.EndpointSlices[i]
-		key := accountKey{s.Namespace, s.Service}
-		bySlice[key] = append(bySlice[key], s)
-	}
 	for i := range c.facts.Services {
 		s := &c.facts.Services[i]
-		entry := &serviceEntry{fact: s, slices: bySlice[accountKey{s.Namespace, s.Name}]}
+		entry := &serviceEntry{fact: s, slices: c.slicesOf()[accountKey{s.Namespace, s.Name}]}
 		for _, a := range s.Addresses {
 			a = a.Unmap()
 			c.out.services[a] = append(c.out.services[a], entry)

@@ -63,7 +63,7 @@ func facts() compile.Facts {
 		Policies: []compile.Policy{{
 			Ref:     policy.Ref{Kind: "NetworkPolicy", Namespace: "bank", Name: "database-policy", UID: "u1"},
 			Subject: compile.Subject{Namespace: "bank", PodSelector: selector("database")}, GovernsIngress: true,
-			Ingress: []policy.Rule{{Name: "ingress[0]", Action: policy.Allow, Peers: []policy.Peer{{Namespaces: []string{"bank"}, PodSelector: selector("summary")}}}},
+			Ingress: []compile.Rule{{Rule: policy.Rule{Name: "ingress[0]", Action: policy.Allow, Peers: []policy.Peer{{Namespaces: []string{"bank"}, PodSelector: selector("summary")}}}}},
 		}},
 	}
 }

@@ -109,18 +109,20 @@ func render(t *testing.T, facts compile.Facts, r *compile.Resources, destination
 		return v
 	}
 	page := map[string]any{"mesh": one(r.Mesh)}
-	workloads, peers, tunnels, sets, found := map[string]any{}, map[string]any{}, map[string]any{}, map[string]any{}, map[string]any{}
+	workloads, tunnels, found := map[string]any{}, map[string]any{}, map[string]any{}
+	// Lists, because YAML's natural order of keys is none for digests.
+	var peers, sets []any
 	for k, v := range r.Workloads {
 		workloads[k] = one(v)
 	}
-	for k, v := range r.PeerSets {
-		peers[k] = one(v)
+	for _, k := range slices.Sorted(maps.Keys(r.PeerSets)) {
+		peers = append(peers, one(r.PeerSets[k]))
 	}
 	for k, v := range r.TunnelPeers {
 		tunnels[k] = one(v)
 	}
 	for _, k := range slices.Sorted(maps.Keys(r.PolicySets)) {
-		sets[k] = one(r.PolicySets[k].Proto)
+		sets = append(sets, one(r.PolicySets[k].Proto))
 	}
 	for _, name := range destinations {
 		found[name] = "unknown"
@@ -129,14 +131,19 @@ func render(t *testing.T, facts compile.Facts, r *compile.Resources, destination
 		}
 	}
 	reports := []any{}
-	for _, report := range slices.Concat(r.Policies, r.PeerAuthentications) {
+	for _, report := range slices.Concat(r.Policies, r.PeerAuthentications, r.Others) {
 		reports = append(reports, map[string]any{
 			"ref": report.Ref.String(), "subjects": report.Subjects, "invalid": report.Invalid, "unresolved": report.Unresolved, "l7": report.L7,
 		})
 	}
 	for name, section := range map[string]map[string]any{
-		"workloads": workloads, "peerSets": peers, "tunnelPeers": tunnels, "policySets": sets, "destinations": found,
+		"workloads": workloads, "tunnelPeers": tunnels, "destinations": found,
 	} {
+		if len(section) > 0 {
+			page[name] = section
+		}
+	}
+	for name, section := range map[string][]any{"peerSets": peers, "policySets": sets} {
 		if len(section) > 0 {
 			page[name] = section
 		}

@@ -5,12 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -36,7 +40,10 @@ type Options struct {
 	// Quiet is how long nothing must change before the facts are rebuilt, Max how
 	// long a rebuild waits at most. Zero means 50 ms and 1 s.
 	Quiet, Max time.Duration
-	Log        *slog.Logger
+	// Look is how often to look whether the cluster has kinds by now that are not
+	// Hauberk's own. Zero means 30 s.
+	Look time.Duration
+	Log  *slog.Logger
 	// OnFacts takes the facts, from one goroutine.
 	OnFacts func(compile.Facts)
 }
@@ -48,6 +55,12 @@ type Source struct {
 	synced  atomic.Bool
 	// dirty holds at most one token: something changed since the last rebuild.
 	dirty chan struct{}
+	// registered are the optional kinds with handlers; of watchOptional, which
+	// runs once at a time.
+	registered map[string]bool
+	// mu guards stores, which grows when the cluster gets an optional kind.
+	mu     sync.Mutex
+	stores map[string]cache.SharedIndexInformer
 }
 
 // New checks the options.
@@ -66,7 +79,10 @@ func New(o Options) (*Source, error) {
 	if o.Max <= 0 {
 		o.Max = time.Second
 	}
-	return &Source{options: o, dirty: make(chan struct{}, 1)}, nil
+	if o.Look <= 0 {
+		o.Look = 30 * time.Second
+	}
+	return &Source{options: o, dirty: make(chan struct{}, 1), registered: make(map[string]bool)}, nil
 }
 
 // Synced reports whether everything was listed and the first facts handed out.
@@ -107,6 +123,9 @@ func (s *Source) Run(ctx context.Context) error {
 		"configmaps":      own.Core().V1().ConfigMaps().Informer(),
 	}
 	for _, kind := range customKinds(&Objects{}) {
+		if kind.optional {
+			continue
+		}
 		informer := custom.ForResource(kind.resource).Informer()
 		if err := informer.SetTransform(trim); err != nil {
 			return fmt.Errorf("watch %s: %w", kind.resource.Resource, err)
@@ -126,8 +145,99 @@ func (s *Source) Run(ctx context.Context) error {
 	if !cache.WaitForCacheSync(ctx.Done(), waits...) {
 		return nil // ctx is done
 	}
+	s.mu.Lock()
+	s.stores = stores
+	s.mu.Unlock()
+	// Hauberk's own kinds were listed, so the API server has read its definitions
+	// by now, and what it doesn't know doesn't exist.
+	if !s.lookOnce(ctx, custom) {
+		return nil // ctx is done
+	}
+	var looking sync.WaitGroup
+	looking.Go(func() { s.look(ctx, custom) })
+	defer looking.Wait()
 	s.Trigger()
-	s.rebuild(ctx, stores)
+	s.rebuild(ctx)
+	return nil
+}
+
+// lookOnce looks for optional kinds until it knows, so that the first facts
+// lack none: a missing Admin policy could open what it closes.
+func (s *Source) lookOnce(ctx context.Context, custom dynamicinformer.DynamicSharedInformerFactory) bool {
+	for {
+		err := s.watchOptional(ctx, custom)
+		if err == nil {
+			return true
+		}
+		if ctx.Err() == nil {
+			s.options.Log.Warn("whether the cluster has the network policy API is not known, it is asked again", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// look keeps looking for optional kinds until ctx is done.
+func (s *Source) look(ctx context.Context, custom dynamicinformer.DynamicSharedInformerFactory) {
+	tick := time.NewTicker(s.options.Look)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if err := s.watchOptional(ctx, custom); err != nil && ctx.Err() == nil {
+			s.options.Log.Warn("whether the cluster has the network policy API is not known, it is asked again", "error", err)
+		}
+	}
+}
+
+// watchOptional starts to watch the optional kinds that the cluster has and
+// that are not watched yet, and waits until their objects are listed. A kind
+// that is watched stays so: when its definition goes, its objects go first.
+func (s *Source) watchOptional(ctx context.Context, custom dynamicinformer.DynamicSharedInformerFactory) error {
+	for _, kind := range customKinds(&Objects{}) {
+		name := kind.resource.Resource
+		s.mu.Lock()
+		_, watched := s.stores[name]
+		s.mu.Unlock()
+		if !kind.optional || watched {
+			continue
+		}
+		list, err := s.options.Client.Discovery().ServerResourcesForGroupVersion(kind.resource.GroupVersion().String())
+		if apierrors.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("discover %s: %w", name, err)
+		}
+		if !slices.ContainsFunc(list.APIResources, func(r metav1.APIResource) bool { return r.Name == name }) {
+			continue
+		}
+		informer := custom.ForResource(kind.resource).Informer()
+		if !s.registered[name] {
+			if err := informer.SetTransform(trim); err != nil {
+				return fmt.Errorf("watch %s: %w", name, err)
+			}
+			if err := s.watch(name, informer); err != nil {
+				return err
+			}
+			s.registered[name] = true
+		}
+		custom.Start(ctx.Done())
+		if !cache.WaitForCacheSync(ctx.Done(), informer.HasSynced) {
+			return ctx.Err()
+		}
+		s.mu.Lock()
+		s.stores[name] = informer
+		s.mu.Unlock()
+		s.options.Log.Info("the cluster has an optional kind: it is watched", "resource", name, "version", kind.resource.Version)
+		s.Trigger()
+	}
 	return nil
 }
 
@@ -173,7 +283,7 @@ func changed(before, after any) bool {
 }
 
 // rebuild hands out facts after each burst of changes, until ctx is done.
-func (s *Source) rebuild(ctx context.Context, stores map[string]cache.SharedIndexInformer) {
+func (s *Source) rebuild(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
@@ -183,7 +293,7 @@ func (s *Source) rebuild(ctx context.Context, stores map[string]cache.SharedInde
 		if s.synced.Load() && !s.settle(ctx) {
 			return
 		}
-		objects := s.snapshot(stores)
+		objects := s.snapshot()
 		facts := FactsFrom(objects)
 		for _, p := range facts.Problems {
 			s.options.Log.Warn("object can't be read", "reason", p)
@@ -214,7 +324,10 @@ func (s *Source) settle(ctx context.Context) bool {
 	}
 }
 
-func (s *Source) snapshot(stores map[string]cache.SharedIndexInformer) *Objects {
+func (s *Source) snapshot() *Objects {
+	s.mu.Lock()
+	stores := maps.Clone(s.stores)
+	s.mu.Unlock()
 	o := &Objects{
 		TrustDomain:     s.options.TrustDomain,
 		Namespaces:      listed[*corev1.Namespace](stores["namespaces"]),
@@ -234,7 +347,9 @@ func (s *Source) snapshot(stores map[string]cache.SharedIndexInformer) *Objects 
 		}
 	}
 	for _, kind := range customKinds(o) {
-		*kind.into = listed[*unstructured.Unstructured](stores[kind.resource.Resource])
+		if informer, ok := stores[kind.resource.Resource]; ok {
+			*kind.into = listed[*unstructured.Unstructured](informer)
+		}
 	}
 	return o
 }

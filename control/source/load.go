@@ -21,7 +21,6 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"sigs.k8s.io/yaml"
 
-	"github.com/hauberk-mesh/hauberk/api/v1alpha1"
 	"github.com/hauberk-mesh/hauberk/control/compile"
 	"github.com/hauberk-mesh/hauberk/internal/names"
 )
@@ -108,20 +107,25 @@ func pointers[T any](items []T) []*T {
 	return list
 }
 
-// customKind is where objects of one of Hauberk's own kinds belong.
+// customKind is where objects of a kind belong that a CRD defines.
 type customKind struct {
 	kind     string
 	resource schema.GroupVersionResource
 	into     *[]*unstructured.Unstructured
+	// optional kinds are not Hauberk's own: a cluster may never have them.
+	optional bool
 }
 
 func customKinds(o *Objects) []customKind {
 	return []customKind{
-		{"MeshPolicy", meshPolicies, &o.MeshPolicies},
-		{"ClusterMeshPolicy", clusterMeshPolicies, &o.ClusterMeshPolicies},
-		{"Tier", tiers, &o.Tiers},
-		{"PeerAuthentication", peerAuthentications, &o.PeerAuthentications},
-		{"MeshConfig", meshConfigs, &o.MeshConfigs},
+		{"MeshPolicy", meshPolicies, &o.MeshPolicies, false},
+		{"ClusterMeshPolicy", clusterMeshPolicies, &o.ClusterMeshPolicies, false},
+		{"Tier", tiers, &o.Tiers, false},
+		{"PeerAuthentication", peerAuthentications, &o.PeerAuthentications, false},
+		{"MeshConfig", meshConfigs, &o.MeshConfigs, false},
+		{"NetworkSet", networkSets, &o.NetworkSets, false},
+		{"ClusterNetworkSet", clusterNetworkSets, &o.ClusterNetworkSets, false},
+		{"ClusterNetworkPolicy", clusterNetworkPolicies, &o.ClusterNetworkPolicies, true},
 	}
 }
 
@@ -173,7 +177,7 @@ func (o *Objects) addOne(u *unstructured.Unstructured) (bool, error) {
 		return false, fmt.Errorf("%s without metadata.name", gvk.Kind)
 	}
 	switch gvk.Kind {
-	case "Namespace", "Node", "ClusterMeshPolicy", "Tier", "MeshConfig":
+	case "Namespace", "Node", "ClusterMeshPolicy", "Tier", "MeshConfig", "ClusterNetworkSet", "ClusterNetworkPolicy":
 	default:
 		if u.GetNamespace() == "" {
 			u.SetNamespace("default")
@@ -191,14 +195,11 @@ func (o *Objects) addOne(u *unstructured.Unstructured) (bool, error) {
 		labels[corev1.LabelMetadataName] = u.GetName()
 		u.SetLabels(labels)
 	}
-	if gvk.GroupVersion() == v1alpha1.GroupVersion {
-		for _, kind := range customKinds(o) {
-			if kind.kind == gvk.Kind {
-				replace(kind.into, u)
-				return true, nil
-			}
+	for _, kind := range customKinds(o) {
+		if kind.kind == gvk.Kind && kind.resource.GroupVersion() == gvk.GroupVersion() {
+			replace(kind.into, u)
+			return true, nil
 		}
-		return false, nil
 	}
 	switch gvk.GroupVersion().String() + "/" + gvk.Kind {
 	case "v1/Namespace":

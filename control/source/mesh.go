@@ -58,7 +58,7 @@ func meshFrom(o *Objects, problems *[]string) compile.Mesh {
 
 func tierFrom(u *unstructured.Unstructured, problems *[]string) compile.Tier {
 	var spec v1alpha1.TierSpec
-	t := compile.Tier{Name: u.GetName(), DefaultAction: policy.Deny}
+	t := compile.Tier{Name: u.GetName(), Ref: refFrom(u, "Tier"), DefaultAction: policy.Deny}
 	if err := decodeSpec(u, &spec); err != nil {
 		t.Invalid = err.Error()
 	}

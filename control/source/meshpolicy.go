@@ -98,11 +98,11 @@ func rulesFrom(ref policy.Ref, subject compile.Subject, rules *v1alpha1.PolicyRu
 	p.Invalid = why.String()
 	for i := range rules.Ingress {
 		r := &rules.Ingress[i]
-		p.Ingress = append(p.Ingress, ruleFrom(fmt.Sprintf("ingress[%d]", i), subject.Namespace, &r.RuleCommon, r.From))
+		p.Ingress = append(p.Ingress, ruleFrom(fmt.Sprintf("ingress[%d]", i), subject.Namespace, &r.RuleCommon, r.From, false))
 	}
 	for i := range rules.Egress {
 		r := &rules.Egress[i]
-		p.Egress = append(p.Egress, ruleFrom(fmt.Sprintf("egress[%d]", i), subject.Namespace, &r.RuleCommon, r.To))
+		p.Egress = append(p.Egress, ruleFrom(fmt.Sprintf("egress[%d]", i), subject.Namespace, &r.RuleCommon, r.To, true))
 	}
 	return p
 }
@@ -110,9 +110,9 @@ func rulesFrom(ref policy.Ref, subject compile.Subject, rules *v1alpha1.PolicyRu
 // ruleFrom converts one rule. A list of which an entry can't be resolved is
 // dropped as a whole: the rule is invalid, so that an Allow matches nothing and
 // a Deny everything that the list could have meant.
-func ruleFrom(place, namespace string, common *v1alpha1.RuleCommon, peers []v1alpha1.Peer) policy.Rule {
+func ruleFrom(place, namespace string, common *v1alpha1.RuleCommon, peers []v1alpha1.Peer, egress bool) compile.Rule {
 	var why reasons
-	rule := policy.Rule{Name: common.Name, AnyPeer: peers == nil}
+	rule := compile.Rule{Rule: policy.Rule{Name: common.Name, AnyPeer: peers == nil}}
 	if rule.Name == "" {
 		rule.Name = place
 	}
@@ -133,12 +133,16 @@ func ruleFrom(place, namespace string, common *v1alpha1.RuleCommon, peers []v1al
 		why.add("the list of peers is empty: leave it out to mean any, or name one")
 	}
 	for i := range peers {
-		peer, ok := peerFrom(&peers[i], fmt.Sprintf("peer %d", i), namespace, &why)
+		peer, refs, ok := peerFrom(&peers[i], fmt.Sprintf("peer %d", i), namespace, &why)
+		if ok && egress && len(refs.Services) > 0 && len(common.Ports) > 0 {
+			why.add("peer %d.services: a Service says its ports itself: remove ports from this rule, or name the pods by podSelector", i)
+			ok = false
+		}
 		if !ok {
-			rule.AnyPeer, rule.Peers = true, nil
+			rule.AnyPeer, rule.Peers, rule.Refs = true, nil, nil
 			break
 		}
-		rule.Peers = append(rule.Peers, peer)
+		rule.Peers, rule.Refs = append(rule.Peers, peer), append(rule.Refs, refs)
 	}
 	for i := range common.Ports {
 		m, ok := rulePortFrom(&common.Ports[i], fmt.Sprintf("port %d", i), &why)
@@ -156,58 +160,10 @@ func ruleFrom(place, namespace string, common *v1alpha1.RuleCommon, peers []v1al
 		}
 		rule.HTTP = append(rule.HTTP, m)
 	}
+	grpcFrom(&rule.Rule, common.GRPC, &why)
 	rule.RequireMTLS = common.Requires != nil && common.Requires.MTLS
 	rule.Invalid = why.String()
 	return rule
-}
-
-func peerFrom(from *v1alpha1.Peer, place, namespace string, why *reasons) (policy.Peer, bool) {
-	before := len(*why)
-	peer := policy.Peer{
-		PodSelector:       selectorFrom(from.PodSelector, place+".podSelector", why),
-		NamespaceSelector: selectorFrom(from.NamespaceSelector, place+".namespaceSelector", why),
-	}
-	if from.PodSelector != nil && from.NamespaceSelector == nil && namespace != "" {
-		peer.Namespaces = []string{namespace}
-	}
-	for i, sa := range from.ServiceAccounts {
-		ref := policy.ServiceAccount{Namespace: sa.Namespace, Name: sa.Name}
-		if ref.Namespace == "" {
-			ref.Namespace = namespace
-		}
-		switch {
-		case ref.Name == "":
-			why.add("%s.serviceAccounts[%d]: name is missing", place, i)
-		case ref.Namespace == "":
-			why.add("%s.serviceAccounts[%d]: a ClusterMeshPolicy has no namespace of its own: add namespace to service account %q", place, i, ref.Name)
-		}
-		peer.ServiceAccounts = append(peer.ServiceAccounts, ref)
-	}
-	for i, principal := range from.Principals {
-		rest, ok := strings.CutPrefix(principal, "spiffe://")
-		if !ok || strings.Contains(strings.TrimSuffix(rest, "*"), "*") {
-			why.add("%s.principals[%d]: %q is no SPIFFE ID with at most one trailing *", place, i, principal)
-			continue
-		}
-		peer.Principals = append(peer.Principals, principal)
-	}
-	for i := range from.Networks {
-		if n, ok := networkFrom(from.Networks[i].CIDR, from.Networks[i].Except, fmt.Sprintf("%s.networks[%d]", place, i), why); ok {
-			peer.Networks = append(peer.Networks, n)
-		}
-	}
-	for i, e := range from.Entities {
-		switch entity := policy.Entity(e); entity {
-		case policy.EntityCluster, policy.EntityHost, policy.EntityWorld:
-			peer.Entities = append(peer.Entities, entity)
-		default:
-			why.add("%s.entities[%d]: %q is none of cluster, host, world", place, i, e)
-		}
-	}
-	if !peer.SelectsWorkloads() && len(peer.Principals)+len(peer.Networks)+len(peer.Entities) == 0 && len(*why) == before {
-		why.add("%s: empty: leave out the whole list to mean any", place)
-	}
-	return peer, len(*why) == before
 }
 
 func rulePortFrom(from *v1alpha1.RulePort, place string, why *reasons) (policy.PortMatch, bool) {
@@ -250,29 +206,4 @@ func rulePortFrom(from *v1alpha1.RulePort, place string, why *reasons) (policy.P
 		*field.to = &n
 	}
 	return m, true
-}
-
-func httpFrom(from *v1alpha1.HTTPMatch, place string, why *reasons) (policy.HTTPMatch, bool) {
-	before := len(*why)
-	m := policy.HTTPMatch{Methods: from.Methods}
-	if len(from.Methods)+len(from.Paths)+len(from.Hosts)+len(from.Headers) == 0 {
-		why.add("%s: empty: name methods, paths, hosts or headers", place)
-	}
-	for i, p := range from.Paths {
-		switch {
-		case (p.Exact == "") == (p.Prefix == ""):
-			why.add("%s.paths[%d]: set exactly one of exact and prefix", place, i)
-		case p.Exact != "":
-			m.Paths = append(m.Paths, policy.PathMatch{Type: policy.PathExact, Value: p.Exact})
-		default:
-			m.Paths = append(m.Paths, policy.PathMatch{Type: policy.PathPrefix, Value: p.Prefix})
-		}
-	}
-	for _, h := range from.Hosts {
-		m.Hosts = append(m.Hosts, strings.ToLower(h))
-	}
-	for _, h := range from.Headers {
-		m.Headers = append(m.Headers, policy.HeaderMatch{Name: strings.ToLower(h.Name), Values: h.Values})
-	}
-	return m, len(*why) == before
 }

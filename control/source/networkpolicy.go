@@ -51,7 +51,7 @@ func networkPolicyFrom(np *networkingv1.NetworkPolicy) compile.Policy {
 	return p
 }
 
-func networkPolicyRule(name, namespace string, peers []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort) policy.Rule {
+func networkPolicyRule(name, namespace string, peers []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort) compile.Rule {
 	var why reasons
 	rule := policy.Rule{Name: name, Action: policy.Allow, AnyPeer: len(peers) == 0}
 	for i := range peers {
@@ -95,5 +95,5 @@ func networkPolicyRule(name, namespace string, peers []networkingv1.NetworkPolic
 		}
 	}
 	rule.Invalid = why.String()
-	return rule
+	return compile.Rule{Rule: rule}
 }

@@ -17,6 +17,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	cnp "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"github.com/hauberk-mesh/hauberk/api/v1alpha1"
 	"github.com/hauberk-mesh/hauberk/control/compile"
@@ -41,6 +42,11 @@ type Objects struct {
 	Tiers               []*unstructured.Unstructured
 	PeerAuthentications []*unstructured.Unstructured
 	MeshConfigs         []*unstructured.Unstructured
+	NetworkSets         []*unstructured.Unstructured
+	ClusterNetworkSets  []*unstructured.Unstructured
+	// ClusterNetworkPolicies are of the network policy API, which a cluster may or
+	// may not have.
+	ClusterNetworkPolicies []*unstructured.Unstructured
 
 	// Tunnels is the ConfigMap of WireGuard keys, nil when there is none.
 	Tunnels *corev1.ConfigMap
@@ -57,6 +63,10 @@ var (
 	tiers               = resource("tiers")
 	peerAuthentications = resource("peerauthentications")
 	meshConfigs         = resource("meshconfigs")
+	networkSets         = resource("networksets")
+	clusterNetworkSets  = resource("clusternetworksets")
+
+	clusterNetworkPolicies = schema.GroupVersion(cnp.GroupVersion).WithResource("clusternetworkpolicies")
 )
 
 func resource(name string) schema.GroupVersionResource {
@@ -99,6 +109,15 @@ func FactsFrom(o *Objects) compile.Facts {
 	for _, u := range o.ClusterMeshPolicies {
 		f.Policies = append(f.Policies, clusterMeshPolicyFrom(u))
 	}
+	for _, u := range o.ClusterNetworkPolicies {
+		f.Policies = append(f.Policies, clusterNetworkPolicyFrom(u))
+	}
+	for _, u := range o.NetworkSets {
+		f.NetworkSets = append(f.NetworkSets, networkSetFrom(u, "NetworkSet"))
+	}
+	for _, u := range o.ClusterNetworkSets {
+		f.NetworkSets = append(f.NetworkSets, networkSetFrom(u, "ClusterNetworkSet"))
+	}
 	for _, u := range o.Tiers {
 		f.Tiers = append(f.Tiers, tierFrom(u, &f.Problems))
 	}
@@ -116,7 +135,7 @@ func FactsFrom(o *Objects) compile.Facts {
 }
 
 func nodeFrom(n *corev1.Node) compile.Node {
-	node := compile.Node{Name: n.Name, Zone: n.Labels[corev1.LabelTopologyZone]}
+	node := compile.Node{Name: n.Name, Zone: n.Labels[corev1.LabelTopologyZone], Labels: n.Labels}
 	for _, a := range n.Status.Addresses {
 		addr, err := netip.ParseAddr(a.Address)
 		if err != nil {

@@ -45,14 +45,20 @@ func conditionsOf(report *compile.PolicyReport, resources *compile.Resources, ac
 	if len(report.Invalid) > 0 {
 		message := strings.Join(report.Invalid, "; ") +
 			": for the pods that it selects its Allow rules match nothing and its Deny rules everything that they could mean"
-		if report.Ref.Kind == "PeerAuthentication" {
+		switch report.Ref.Kind {
+		case "PeerAuthentication":
 			message = strings.Join(report.Invalid, "; ") + ": what it selects is STRICT"
+		case "Tier":
+			message = strings.Join(report.Invalid, "; ") + ": the policies of the tier are invalid too"
+		case "NetworkSet", "ClusterNetworkSet":
+			message = strings.Join(report.Invalid, "; ") + ": rules that name it can't be resolved"
 		}
 		add(v1alpha1.ConditionAccepted, false, "Invalid", message)
 	} else {
 		add(v1alpha1.ConditionAccepted, true, "Accepted", "understood and in force")
 	}
-	if report.Ref.Kind == "PeerAuthentication" {
+	switch report.Ref.Kind {
+	case "PeerAuthentication", "Tier", "NetworkSet", "ClusterNetworkSet":
 		return d
 	}
 	if len(report.Unresolved) > 0 {

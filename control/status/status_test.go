@@ -48,6 +48,12 @@ func TestConditions(t *testing.T) {
 			"Accepted=True ResolvedRefs=True Programmed=False: kernel: 1 of 2 pods; sidecars: 0 of 1"},
 		{"invalid", compile.PolicyReport{Ref: ref, Invalid: []string{"x"}, Unresolved: []string{"y"}}, distribute.Acks{},
 			"Accepted=False ResolvedRefs=False Programmed=True: it selects no pods: check its selectors and the pods' labels"},
+		{"tier", compile.PolicyReport{Ref: policy.Ref{Kind: "Tier", Name: "t", Generation: 4}, Invalid: []string{"x"}}, distribute.Acks{},
+			"Accepted=False: x: the policies of the tier are invalid too"},
+		{"network set", compile.PolicyReport{Ref: policy.Ref{Kind: "NetworkSet", Namespace: "bank", Name: "n", Generation: 4}}, distribute.Acks{},
+			"Accepted=True: understood and in force"},
+		{"of the network policy API", compile.PolicyReport{Ref: policy.Ref{Kind: "ClusterNetworkPolicy", Name: "n", Generation: 4}, Subjects: []string{"b"}},
+			distribute.Acks{Kernel: map[string]string{"b": "s1"}}, "Accepted=True ResolvedRefs=True Programmed=True: kernel: 1 of 1 pods; sidecars: 0 of 0"},
 		{"L7 without a sidecar", compile.PolicyReport{Ref: ref, L7: true, Subjects: []string{"b"}}, distribute.Acks{Kernel: map[string]string{"b": "s1"}},
 			"Accepted=True ResolvedRefs=True Programmed=True: kernel: 1 of 1 pods; sidecars: 0 of 0; 1 selected pods have no sidecar: rules that only a sidecar can decide never allow there"},
 	}

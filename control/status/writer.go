@@ -25,6 +25,7 @@ import (
 	"k8s.io/client-go/tools/leaderelection"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 	"k8s.io/client-go/tools/record"
+	cnp "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"github.com/hauberk-mesh/hauberk/api/v1alpha1"
 	"github.com/hauberk-mesh/hauberk/control/compile"
@@ -46,11 +47,18 @@ const (
 )
 
 // resources by kind that have a status of ours.
-var resources = map[string]string{
-	"MeshPolicy":         "meshpolicies",
-	"ClusterMeshPolicy":  "clustermeshpolicies",
-	"PeerAuthentication": "peerauthentications",
+var resources = map[string]schema.GroupVersionResource{
+	"MeshPolicy":           v1alpha1.GroupVersion.WithResource("meshpolicies"),
+	"ClusterMeshPolicy":    v1alpha1.GroupVersion.WithResource("clustermeshpolicies"),
+	"PeerAuthentication":   v1alpha1.GroupVersion.WithResource("peerauthentications"),
+	"Tier":                 v1alpha1.GroupVersion.WithResource("tiers"),
+	"NetworkSet":           v1alpha1.GroupVersion.WithResource("networksets"),
+	"ClusterNetworkSet":    v1alpha1.GroupVersion.WithResource("clusternetworksets"),
+	"ClusterNetworkPolicy": schema.GroupVersion(cnp.GroupVersion).WithResource("clusternetworkpolicies"),
 }
+
+// counted are the kinds whose status has the number of their subjects.
+var counted = map[string]bool{"MeshPolicy": true, "ClusterMeshPolicy": true, "PeerAuthentication": true}
 
 // Options of a Writer.
 type Options struct {
@@ -185,10 +193,10 @@ func (w *Writer) lead(ctx context.Context) {
 func (w *Writer) round(ctx context.Context, compiled *compile.Resources, recorder record.EventRecorder) {
 	acks := w.options.Acks()
 	seen := make(map[types.UID]bool)
-	for _, reports := range [][]compile.PolicyReport{compiled.Policies, compiled.PeerAuthentications} {
+	for _, reports := range [][]compile.PolicyReport{compiled.Policies, compiled.PeerAuthentications, compiled.Others} {
 		for i := range reports {
 			report := &reports[i]
-			plural, ours := resources[report.Ref.Kind]
+			resource, ours := resources[report.Ref.Kind]
 			uid := types.UID(report.Ref.UID)
 			if !ours || uid == "" {
 				continue
@@ -201,7 +209,7 @@ func (w *Writer) round(ctx context.Context, compiled *compile.Resources, recorde
 			if err := w.limiter.Wait(ctx); err != nil {
 				return // ctx is done
 			}
-			changed, err := w.write(ctx, plural, report, want, recorder)
+			changed, err := w.write(ctx, resource, report, want, recorder)
 			switch {
 			case ctx.Err() != nil:
 				return
@@ -230,10 +238,10 @@ func (d desired) equal(other desired) bool {
 }
 
 // write brings the object's status in line, unless it is so already.
-func (w *Writer) write(ctx context.Context, plural string, report *compile.PolicyReport, want desired, recorder record.EventRecorder) (bool, error) {
-	var client dynamic.ResourceInterface = w.options.Dynamic.Resource(v1alpha1.GroupVersion.WithResource(plural))
+func (w *Writer) write(ctx context.Context, resource schema.GroupVersionResource, report *compile.PolicyReport, want desired, recorder record.EventRecorder) (bool, error) {
+	var client dynamic.ResourceInterface = w.options.Dynamic.Resource(resource)
 	if report.Ref.Namespace != "" {
-		client = w.options.Dynamic.Resource(v1alpha1.GroupVersion.WithResource(plural)).Namespace(report.Ref.Namespace)
+		client = w.options.Dynamic.Resource(resource).Namespace(report.Ref.Namespace)
 	}
 	object, err := client.Get(ctx, report.Ref.Name, metav1.GetOptions{})
 	if err != nil {
@@ -249,8 +257,11 @@ func (w *Writer) write(ctx context.Context, plural string, report *compile.Polic
 		}
 	}
 	accepted := meta.FindStatusCondition(status.Conditions, v1alpha1.ConditionAccepted)
-	changed := status.Subjects != want.subjects
-	status.Subjects = want.subjects
+	changed := false
+	if counted[report.Ref.Kind] {
+		changed = status.Subjects != want.subjects
+		status.Subjects = want.subjects
+	}
 	for _, c := range want.conditions {
 		changed = meta.SetStatusCondition(&status.Conditions, c) || changed
 	}
@@ -266,13 +277,13 @@ func (w *Writer) write(ctx context.Context, plural string, report *compile.Polic
 		return false, err
 	}
 	if now := want.conditions[0]; now.Status == metav1.ConditionFalse && (accepted == nil || accepted.Status != now.Status || accepted.Message != now.Message) {
-		recorder.Event(reference(object, report.Ref.Kind), corev1.EventTypeWarning, now.Reason, now.Message)
+		recorder.Event(reference(object), corev1.EventTypeWarning, now.Reason, now.Message)
 	}
 	return true, nil
 }
 
-func reference(object *unstructured.Unstructured, kind string) *corev1.ObjectReference {
-	gvk := schema.GroupVersionKind{Group: v1alpha1.GroupVersion.Group, Version: v1alpha1.GroupVersion.Version, Kind: kind}
+func reference(object *unstructured.Unstructured) *corev1.ObjectReference {
+	gvk := object.GroupVersionKind()
 	return &corev1.ObjectReference{
 		APIVersion: gvk.GroupVersion().String(), Kind: gvk.Kind, Namespace: object.GetNamespace(), Name: object.GetName(),
 		UID: object.GetUID(), ResourceVersion: object.GetResourceVersion(),

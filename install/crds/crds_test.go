@@ -17,8 +17,8 @@ func TestAPIServerAcceptsDefinitions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(order) != 5 {
-		t.Errorf("got %d definitions, want 5: %v", len(order), order)
+	if len(order) != 7 {
+		t.Errorf("got %d definitions, want 7: %v", len(order), order)
 	}
 	for _, name := range order {
 		t.Run(name, func(t *testing.T) {

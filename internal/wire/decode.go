@@ -251,8 +251,22 @@ func (d *decoder) optional(name string, n *uint32) *uint8 {
 func (d *decoder) http(m *hauberkv1.HTTPMatch) policy.HTTPMatch {
 	return policy.HTTPMatch{
 		Methods: m.GetMethods(),
+		Query: each(d, "query", m.GetQuery(), func(q *hauberkv1.QueryMatch) policy.QueryMatch {
+			return policy.QueryMatch{Name: q.GetName(), Values: q.GetValues()}
+		}),
+		GRPC: each(d, "grpc", m.GetGrpc(), func(g *hauberkv1.GRPCMatch) policy.GRPCMatch {
+			return policy.GRPCMatch{Service: g.GetService(), Method: g.GetMethod()}
+		}),
 		Paths: each(d, "paths", m.GetPaths(), func(p *hauberkv1.PathMatch) policy.PathMatch {
 			switch p.GetType() {
+			case hauberkv1.PathMatch_TYPE_TEMPLATE:
+				return policy.PathMatch{Type: policy.PathTemplate, Value: p.GetValue()}
+			case hauberkv1.PathMatch_TYPE_REGEX:
+				match, err := policy.RegexPath(p.GetValue())
+				if err != nil {
+					d.fail("%w", err)
+				}
+				return match
 			case hauberkv1.PathMatch_TYPE_EXACT:
 				return policy.PathMatch{Type: policy.PathExact, Value: p.GetValue()}
 			case hauberkv1.PathMatch_TYPE_PREFIX:

@@ -155,12 +155,22 @@ func httpToProto(m *policy.HTTPMatch) *hauberkv1.HTTPMatch {
 				kind = hauberkv1.PathMatch_TYPE_EXACT
 			case policy.PathPrefix:
 				kind = hauberkv1.PathMatch_TYPE_PREFIX
+			case policy.PathTemplate:
+				kind = hauberkv1.PathMatch_TYPE_TEMPLATE
+			case policy.PathRegex:
+				kind = hauberkv1.PathMatch_TYPE_REGEX
 			}
 			return &hauberkv1.PathMatch{Type: kind, Value: p.Value}
 		}),
 		Hosts: m.Hosts,
 		Headers: list(m.Headers, func(h *policy.HeaderMatch) *hauberkv1.HeaderMatch {
 			return &hauberkv1.HeaderMatch{Name: h.Name, Values: h.Values}
+		}),
+		Query: list(m.Query, func(q *policy.QueryMatch) *hauberkv1.QueryMatch {
+			return &hauberkv1.QueryMatch{Name: q.Name, Values: q.Values}
+		}),
+		Grpc: list(m.GRPC, func(g *policy.GRPCMatch) *hauberkv1.GRPCMatch {
+			return &hauberkv1.GRPCMatch{Service: g.Service, Method: g.Method}
 		}),
 	}
 }

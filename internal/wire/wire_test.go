@@ -82,6 +82,8 @@ func good() *hauberkv1.PolicySet {
 			Paths:   []*hauberkv1.PathMatch{{Type: hauberkv1.PathMatch_TYPE_PREFIX, Value: "/a"}},
 			Hosts:   []string{"*.example"},
 			Headers: []*hauberkv1.HeaderMatch{{Name: "x-a", Values: []string{"1"}}},
+			Query:   []*hauberkv1.QueryMatch{{Name: "q", Values: []string{"1"}}},
+			Grpc:    []*hauberkv1.GRPCMatch{{Service: "bank.Accounts", Method: "Get"}},
 		}},
 		RequireMtls: true,
 	}
@@ -129,6 +131,17 @@ func TestPolicySetFromProtoRefuses(t *testing.T) {
 		{"range backwards", func(m *hauberkv1.PolicySet) { rule(m).Ports[0].EndPort = 79 }, "ends before it begins"},
 		{"icmp type too large", func(m *hauberkv1.PolicySet) { *rule(m).Ports[1].IcmpType = 256 }, "icmp_type: 256 is more than 255"},
 		{"path type of the future", func(m *hauberkv1.PolicySet) { rule(m).Http[0].Paths[0].Type = 77 }, at + ".http[0].paths[0].path type 77 is not known"},
+		{"template with half a variable", func(m *hauberkv1.PolicySet) {
+			rule(m).Http[0].Paths[0] = &hauberkv1.PathMatch{Type: hauberkv1.PathMatch_TYPE_TEMPLATE, Value: "/a/{id}x"}
+		}, "a variable of a template is a whole segment"},
+		{"expression that is none", func(m *hauberkv1.PolicySet) {
+			rule(m).Http[0].Paths[0] = &hauberkv1.PathMatch{Type: hauberkv1.PathMatch_TYPE_REGEX, Value: "/a)|(/.*"}
+		}, at + ".http[0].paths[0].\"/a)|(/.*\" is no RE2 expression"},
+		{"expression too long", func(m *hauberkv1.PolicySet) {
+			rule(m).Http[0].Paths[0] = &hauberkv1.PathMatch{Type: hauberkv1.PathMatch_TYPE_REGEX, Value: strings.Repeat("a", 513)}
+		}, "longer than 512 bytes"},
+		{"query without name", func(m *hauberkv1.PolicySet) { rule(m).Http[0].Query[0].Name = "" }, "a query parameter has a name"},
+		{"grpc service with a slash", func(m *hauberkv1.PolicySet) { rule(m).Http[0].Grpc[0].Service = "a/b" }, "a gRPC service or method is a name"},
 		{"principal in the middle", func(m *hauberkv1.PolicySet) { peer(m).Principals[0] = "a*b" }, "'*' that is not at its end"},
 		{"host with port", func(m *hauberkv1.PolicySet) { rule(m).Http[0].Hosts[0] = "a:80" }, "a host has no port"},
 		{"header in capitals", func(m *hauberkv1.PolicySet) { rule(m).Http[0].Headers[0].Name = "X-A" }, "lower case"},
@@ -173,7 +186,7 @@ func TestUnknownFieldsAreRefusedEverywhere(t *testing.T) {
 	}
 	root := good()
 	visit(root, root)
-	if want := 14; count != want {
+	if want := 16; count != want {
 		t.Errorf("visited %d messages, want %d", count, want)
 	}
 }

@@ -169,7 +169,7 @@ func firewallState(s known, attachments []cniserver.Attachment) firewall.State {
 			attached[at.UID] = at
 		}
 	}
-	state := firewall.State{PeerSets: s.peerSets, Cluster: s.mesh.podCIDRs, Hosts: s.mesh.hosts}
+	state := firewall.State{PeerSets: s.peerSets, Hosts: s.mesh.hosts}
 	for _, uid := range sortedKeys(s.workloads) {
 		w := s.workloads[uid]
 		if w.GetHostNetwork() {

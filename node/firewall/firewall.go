@@ -69,11 +69,11 @@ type State struct {
 	// Pods of this node, by UID.
 	Pods []Pod
 	// PeerSets by id. A set that a policy names and that is missing here has no
-	// known members: Allow matches none, Deny matches all.
+	// known members: Allow matches none, Deny matches all. The entities cluster and
+	// world need the set of policy.EveryWorkload.
 	PeerSets map[string][]Member
-	// Cluster is the address ranges of pods; Hosts the addresses of all nodes.
-	Cluster []netip.Prefix
-	Hosts   []netip.Addr
+	// Hosts is the addresses of all nodes.
+	Hosts []netip.Addr
 }
 
 // Options configures a Firewall.

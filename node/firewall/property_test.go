@@ -187,16 +187,18 @@ func TestRenderingIsTheProjection(t *testing.T) {
 		pods := make([]*policy.Workload, 4)
 		addrs := [][]netip.Addr{}
 		state := State{PeerSets: map[string][]Member{}}
+		var every []Member
 		for i := range pods {
 			pods[i] = policytest.Workload().Draw(t, "workload")
 			pods[i].UID = fmt.Sprint("uid-", i)
 			own := []netip.Addr{netip.AddrFrom4([4]byte{10, 0, 1, byte(i + 1)}), netip.MustParseAddr(fmt.Sprintf("fd00::%d", i+1))}
 			addrs = append(addrs, own)
-			state.Cluster = append(state.Cluster, netip.PrefixFrom(own[0], 32), netip.PrefixFrom(own[1], 128))
+			every = append(every, Member{Addresses: own})
 		}
 		host := []netip.Addr{netip.MustParseAddr("192.0.2.9"), netip.MustParseAddr("2001:db8::9")}
 		world := []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
 		state.Hosts = host
+		state.PeerSets[policy.EveryWorkloadDigest()] = every
 		for _, tiers := range [][]policy.Tier{set.Ingress, set.Egress} {
 			eachPeer(tiers, func(p *policy.Peer) {
 				if !p.SelectsWorkloads() {

@@ -1,6 +1,7 @@
 package firewall
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -30,7 +31,6 @@ const (
 	mapLink              = "from-link"              // host interface to egress chain
 	setOwn4, setOwn6     = "mesh4", "mesh6"         // the mesh's own pods . port
 	setHosts4, setHosts6 = "hosts4", "hosts6"       // addresses of nodes
-	setPods4, setPods6   = "cluster4", "cluster6"   // address ranges of pods
 	typeAddr4, typeAddr6 = "ipv4_addr", "ipv6_addr" //
 	pairAddr4, pairAddr6 = "ipv4_addr . ipv4_addr", "ipv6_addr . ipv6_addr"
 )
@@ -84,14 +84,6 @@ func (r *renderer) base() {
 			hosts4.add(a.String())
 		} else {
 			hosts6.add(a.String())
-		}
-	}
-	pods4, pods6 := t.addSet(setPods4, typeAddr4, true), t.addSet(setPods6, typeAddr6, true)
-	for _, p := range disjoint(r.state.Cluster) {
-		if p.Addr().Is4() {
-			pods4.add(p.String())
-		} else {
-			pods6.add(p.String())
 		}
 	}
 	for name, kind := range map[string]string{mapFrom4: typeAddr4, mapTo4: typeAddr4, mapFrom6: typeAddr6, mapTo6: typeAddr6, mapLink: "ifname"} {
@@ -330,21 +322,15 @@ func disjoint(prefixes []netip.Prefix) []netip.Prefix {
 	for i, p := range sorted {
 		sorted[i] = p.Masked()
 	}
+	// A prefix that contains others stands before them.
 	slices.SortFunc(sorted, func(a, b netip.Prefix) int {
-		if a.Bits() != b.Bits() {
-			return a.Bits() - b.Bits()
-		}
-		return a.Addr().Compare(b.Addr())
+		return cmp.Or(a.Addr().Compare(b.Addr()), a.Bits()-b.Bits())
 	})
 	var out []netip.Prefix
-next:
 	for _, p := range sorted {
-		for _, q := range out {
-			if q.Overlaps(p) {
-				continue next
-			}
+		if n := len(out); n == 0 || !out[n-1].Overlaps(p) {
+			out = append(out, p)
 		}
-		out = append(out, p)
 	}
 	return out
 }

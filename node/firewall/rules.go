@@ -1,7 +1,10 @@
 package firewall
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -210,10 +213,10 @@ func (g *group) peer(p *policy.Peer, deny, invalid bool) []match {
 			}
 		}
 		if len(p.Networks) > 0 {
-			alternatives = and(alternatives, networks(p.Networks, family, field))
+			alternatives = and(alternatives, g.networks(p.Networks, family, field))
 		}
 		if len(p.Entities) > 0 {
-			alternatives = and(alternatives, entities(p.Entities, family, field, deny))
+			alternatives = and(alternatives, g.entities(p.Entities, family, field, deny))
 		}
 		for _, a := range alternatives {
 			out = append(out, match{expr: a, family: family, undecided: len(p.Principals) > 0, peerSet: p.PeerSet})
@@ -240,44 +243,95 @@ func and(left, right []string) []string {
 	return out
 }
 
-func networks(ns []policy.Network, family, field string) []string {
-	var out []string
+// networks is one comparison whatever the number of networks: with one prefix,
+// or with an interval set of what they are without their exceptions.
+func (g *group) networks(ns []policy.Network, family, field string) []string {
+	var prefixes []netip.Prefix
 	for _, n := range ns {
-		if !n.Prefix.IsValid() || familyOf(n.Prefix.Addr()) != family {
-			continue
+		if n.Prefix.IsValid() && familyOf(n.Prefix.Addr()) == family {
+			prefixes = append(prefixes, without(n.Prefix.Masked(), n.Except)...)
 		}
-		expr := fmt.Sprintf("%s %s", field, n.Prefix.Masked())
-		if n.Prefix.Bits() == 0 {
-			expr = "meta nfproto " + nfproto(family)
-		}
-		for _, e := range disjoint(n.Except) {
-			if familyOf(e.Addr()) == family {
-				expr += fmt.Sprintf(" %s != %s", field, e)
-			}
-		}
-		out = append(out, expr)
 	}
-	return out
+	switch prefixes = disjoint(prefixes); {
+	case len(prefixes) == 0:
+		return nil
+	case len(prefixes) == 1 && prefixes[0].Bits() == 0:
+		return []string{"meta nfproto " + nfproto(family)}
+	case len(prefixes) == 1:
+		return []string{fmt.Sprintf("%s %s", field, prefixes[0])}
+	}
+	keys := make([]string, len(prefixes))
+	for i, p := range prefixes {
+		keys[i] = p.String()
+	}
+	slices.Sort(keys)
+	sum := sha256.Sum256([]byte(strings.Join(keys, ",")))
+	name, kind := "net4-", typeAddr4
+	if family == "ip6" {
+		name, kind = "net6-", typeAddr6
+	}
+	name += hex.EncodeToString(sum[:10])
+	s := g.r.t.addSet(name, kind, true)
+	for _, k := range keys {
+		s.add(k)
+	}
+	return []string{field + " @" + name}
 }
 
-func entities(es []policy.Entity, family, field string, deny bool) []string {
-	hosts, pods := " @"+setHosts4, " @"+setPods4
-	if family == "ip6" {
-		hosts, pods = " @"+setHosts6, " @"+setPods6
+// without is the prefix less its exceptions, as disjoint prefixes.
+func without(p netip.Prefix, except []netip.Prefix) []netip.Prefix {
+	var inside []netip.Prefix
+	for _, e := range except {
+		switch {
+		case !e.IsValid() || !e.Overlaps(p):
+		case e.Bits() <= p.Bits():
+			return nil
+		default:
+			inside = append(inside, e)
+		}
 	}
+	if len(inside) == 0 {
+		return []netip.Prefix{p}
+	}
+	low, high := halves(p)
+	return append(without(low, inside), without(high, inside)...)
+}
+
+// halves of a prefix that is no single address.
+func halves(p netip.Prefix) (low, high netip.Prefix) {
+	bits := p.Bits()
+	bytes := p.Masked().Addr().AsSlice()
+	bytes[bits/8] |= 1 << (7 - bits%8)
+	upper, _ := netip.AddrFromSlice(bytes)
+	return netip.PrefixFrom(p.Masked().Addr(), bits+1), netip.PrefixFrom(upper, bits+1)
+}
+
+// entities tells nodes, pods and the world apart by the addresses of all nodes
+// and of all pods. While the pods are not known an Allow of what needs them
+// matches nothing, and a Deny all.
+func (g *group) entities(es []policy.Entity, family, field string, deny bool) []string {
+	hosts := " @" + setHosts4
+	if family == "ip6" {
+		hosts = " @" + setHosts6
+	}
+	all := "meta nfproto " + nfproto(family)
 	var out []string
 	for _, e := range es {
-		switch e {
-		case policy.EntityHost:
+		if e == policy.EntityHost {
 			out = append(out, field+hosts)
-		case policy.EntityCluster:
+			continue
+		}
+		pods, ok := g.peerSet(policy.EveryWorkloadDigest(), family)
+		pods = " @" + pods
+		switch {
+		case e == policy.EntityCluster && ok:
 			out = append(out, field+hosts, field+pods)
-		case policy.EntityWorld:
+		case e == policy.EntityCluster && !deny:
+			out = append(out, field+hosts)
+		case e == policy.EntityWorld && ok:
 			out = append(out, field+" !="+hosts+" "+field+" !="+pods)
-		default:
-			if deny {
-				out = append(out, "meta nfproto "+nfproto(family))
-			}
+		case deny:
+			out = append(out, all)
 		}
 	}
 	return out

@@ -22,6 +22,10 @@ var (
 	numbers    = []uint16{80, 81, 90}
 	methods    = []string{"GET", "PUT"}
 	paths      = []string{"/", "/a", "/a/", "/a/b", "/ab"}
+	templates  = []string{"/{x}", "/a/{x}", "/{x}/b", "/a/{x}/"}
+	regexes    = []string{"/a.*", "/(a|ab)", "/[^/]+/b", ""}
+	services   = []string{"", "a", "b"}
+	queries    = []string{"k=1", "k=2", "k=1&k=2", "k=3", "k=%31&j", "k", "", "j=+1", "k=1;j=1", "k=%3", "%6b=2&", "=1"}
 	hosts      = []string{"x.example", "y.x.example", "*.x.example"}
 	headers    = []string{"x-one", "x-two"}
 	values     = []string{"1", "2"}
@@ -263,7 +267,20 @@ func (g gen) http() policy.HTTPMatch {
 		Methods: maybe(g, 2, 2, func() string { return pick(g, methods) }),
 		Paths: maybe(g, 2, 2, func() policy.PathMatch {
 			if g.broken && g.one(3) {
-				return policy.PathMatch{Type: pick(g, []policy.PathMatchType{0, 1, 7}), Value: pick(g, []string{"", "a", "*", "/a"})}
+				return policy.PathMatch{Type: pick(g, []policy.PathMatchType{0, 1, 2, 3, 7}), Value: pick(g, []string{"", "a", "*", "/a", "/{", "/a{x}", "/{}", "/{a-b}"})}
+			}
+			switch rapid.IntRange(1, 4).Draw(g.t, "path") {
+			case 1:
+				return policy.PathMatch{Type: policy.PathTemplate, Value: pick(g, templates)}
+			case 2:
+				m, err := policy.RegexPath(pick(g, regexes))
+				if err != nil {
+					panic(err)
+				}
+				if g.broken && g.one(3) {
+					m.Regex = nil
+				}
+				return m
 			}
 			return policy.PathMatch{Type: pick(g, []policy.PathMatchType{policy.PathExact, policy.PathPrefix}), Value: pick(g, paths)}
 		}),
@@ -279,6 +296,20 @@ func (g gen) http() policy.HTTPMatch {
 				name = pick(g, []string{"", "X-One"})
 			}
 			return policy.HeaderMatch{Name: name, Values: maybe(g, 2, 2, func() string { return pick(g, values) })}
+		}),
+		Query: maybe(g, 5, 2, func() policy.QueryMatch {
+			name := pick(g, []string{"k", "k", "j"})
+			if g.broken && g.one(3) {
+				name = ""
+			}
+			return policy.QueryMatch{Name: name, Values: maybe(g, 2, 2, func() string { return pick(g, append([]string{" 1", ""}, values...)) })}
+		}),
+		GRPC: maybe(g, 6, 2, func() policy.GRPCMatch {
+			m := policy.GRPCMatch{Service: pick(g, services), Method: pick(g, services)}
+			if g.broken && g.one(3) {
+				m.Method = pick(g, []string{"*", "a/b"})
+			}
+			return m
 		}),
 	}
 }
@@ -323,7 +354,11 @@ func (g gen) request() *policy.HTTPRequest {
 			sent[name] = list
 		}
 	}
+	if g.one(3) {
+		sent["content-type"] = []string{pick(g, []string{"application/grpc", "Application/gRPC+proto", "application/json"})}
+	}
 	return &policy.HTTPRequest{
+		Query:  pick(g, queries),
 		Method: pick(g, append([]string{"get"}, methods...)),
 		Path:   pick(g, append([]string{"*", "/c", "/a/b/c", "/a/bc"}, paths...)),
 		Host:   pick(g, []string{"x.example", "y.x.example", "z.y.x.example", "yx.example", "X.Example", ".x.example", "unlike"}),

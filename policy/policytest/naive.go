@@ -7,6 +7,7 @@ package policytest
 import (
 	"net"
 	"net/netip"
+	"net/url"
 	"regexp"
 	"strings"
 
@@ -331,6 +332,8 @@ func (n naive) http(m policy.HTTPMatch, isDeny bool) bool {
 	return anyOf(m.Methods, func(s string) bool { return s == r.Method }) &&
 		anyOf(m.Paths, func(p policy.PathMatch) bool { return path(p, r.Path, isDeny) }) &&
 		anyOf(m.Hosts, func(h string) bool { return host(h, r.Host, isDeny) }) &&
+		query(m.Query, r.Query, isDeny) &&
+		anyOf(m.GRPC, func(g policy.GRPCMatch) bool { return grpc(g, *r, isDeny) }) &&
 		allOf(m.Headers, func(h policy.HeaderMatch) bool {
 			if h.Name == "" || strings.ContainsAny(h.Name, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") {
 				return isDeny
@@ -351,7 +354,29 @@ func (n naive) http(m policy.HTTPMatch, isDeny bool) bool {
 func segments(path string) []string { return strings.Split(path, "/")[1:] }
 
 func path(m policy.PathMatch, got string, isDeny bool) bool {
+	if m.Type == policy.PathTemplate || m.Type == policy.PathRegex {
+		expr, ok := m.Value, m.Regex != nil
+		if m.Type == policy.PathTemplate {
+			expr, ok = "", strings.HasPrefix(m.Value, "/") && m.Regex == nil
+			for _, s := range strings.SplitAfter(m.Value, "/") {
+				name := strings.TrimSuffix(s, "/")
+				if regexp.MustCompile(`^\{[A-Za-z0-9_]+\}$`).MatchString(name) {
+					expr += "[^/]+" + strings.TrimPrefix(s, name)
+					continue
+				}
+				ok = ok && !strings.ContainsAny(s, "{}")
+				expr += regexp.QuoteMeta(s)
+			}
+		}
+		re, err := regexp.Compile(`\A(?s:` + expr + `)\z`)
+		if !ok || err != nil {
+			return isDeny
+		}
+		return re.MatchString(got)
+	}
 	switch {
+	case m.Regex != nil:
+		return isDeny
 	case m.Type == policy.PathExact && (m.Value == "*" || strings.HasPrefix(m.Value, "/")):
 		return got == m.Value
 	case m.Type != policy.PathPrefix || !strings.HasPrefix(m.Value, "/"):
@@ -367,6 +392,43 @@ func path(m policy.PathMatch, got string, isDeny bool) bool {
 		return false
 	}
 	return strings.Join(have[:len(want)], "/") == strings.Join(want, "/")
+}
+
+func query(list []policy.QueryMatch, got string, isDeny bool) bool {
+	if len(list) == 0 {
+		return true
+	}
+	if _, err := url.QueryUnescape(got); err != nil || strings.Contains(got, ";") {
+		return isDeny
+	}
+	parsed, _ := url.ParseQuery(got)
+	return allOf(list, func(m policy.QueryMatch) bool {
+		if m.Name == "" {
+			return isDeny
+		}
+		for _, v := range parsed[m.Name] {
+			if anyOf(m.Values, func(want string) bool { return want == v }) {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+func grpc(m policy.GRPCMatch, r policy.HTTPRequest, isDeny bool) bool {
+	if strings.ContainsAny(m.Service+m.Method, "/*") {
+		return isDeny
+	}
+	if r.Header == nil {
+		return false
+	}
+	for _, v := range r.Header("content-type") {
+		if strings.HasPrefix(strings.ToLower(v), "application/grpc") {
+			parts := regexp.MustCompile(`\A/([^/]+)/([^/]+)\z`).FindStringSubmatch(r.Path)
+			return parts != nil && (m.Service == "" || m.Service == parts[1]) && (m.Method == "" || m.Method == parts[2])
+		}
+	}
+	return false
 }
 
 func host(pattern, got string, isDeny bool) bool {

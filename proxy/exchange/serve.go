@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"strings"
 	"time"
 
 	"github.com/hauberk-mesh/hauberk/proxy/http1"
@@ -88,6 +89,7 @@ func (s *server) one(ctx context.Context) (again bool, err error) {
 	x.Parsed = true
 	client.Used = true
 	x.HTTP.Method, x.HTTP.Path, x.HTTP.Host = view(r.Method), x.Target.Path, x.Target.Host
+	x.HTTP.Query = strings.TrimPrefix(x.Target.Query, "?")
 	x.noBody = r.IsMethod("HEAD")
 	x.requestBody.Start(client.R, r)
 	if refusal := s.handler.Admit(x); refusal != nil {

@@ -137,6 +137,8 @@ const (
 	PathMatch_TYPE_UNSPECIFIED PathMatch_Type = 0 // refused
 	PathMatch_TYPE_EXACT       PathMatch_Type = 1
 	PathMatch_TYPE_PREFIX      PathMatch_Type = 2
+	PathMatch_TYPE_TEMPLATE    PathMatch_Type = 3
+	PathMatch_TYPE_REGEX       PathMatch_Type = 4
 )
 
 // Enum value maps for PathMatch_Type.
@@ -145,11 +147,15 @@ var (
 		0: "TYPE_UNSPECIFIED",
 		1: "TYPE_EXACT",
 		2: "TYPE_PREFIX",
+		3: "TYPE_TEMPLATE",
+		4: "TYPE_REGEX",
 	}
 	PathMatch_Type_value = map[string]int32{
 		"TYPE_UNSPECIFIED": 0,
 		"TYPE_EXACT":       1,
 		"TYPE_PREFIX":      2,
+		"TYPE_TEMPLATE":    3,
+		"TYPE_REGEX":       4,
 	}
 )
 
@@ -177,7 +183,7 @@ func (x PathMatch_Type) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PathMatch_Type.Descriptor instead.
 func (PathMatch_Type) EnumDescriptor() ([]byte, []int) {
-	return file_hauberk_v1_policy_proto_rawDescGZIP(), []int{11, 0}
+	return file_hauberk_v1_policy_proto_rawDescGZIP(), []int{13, 0}
 }
 
 // PolicySet is all policy of one subject. Its name is its id.
@@ -932,6 +938,8 @@ type HTTPMatch struct {
 	Paths         []*PathMatch           `protobuf:"bytes,2,rep,name=paths,proto3" json:"paths,omitempty"`
 	Hosts         []string               `protobuf:"bytes,3,rep,name=hosts,proto3" json:"hosts,omitempty"`
 	Headers       []*HeaderMatch         `protobuf:"bytes,4,rep,name=headers,proto3" json:"headers,omitempty"`
+	Query         []*QueryMatch          `protobuf:"bytes,5,rep,name=query,proto3" json:"query,omitempty"`
+	Grpc          []*GRPCMatch           `protobuf:"bytes,6,rep,name=grpc,proto3" json:"grpc,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -994,6 +1002,124 @@ func (x *HTTPMatch) GetHeaders() []*HeaderMatch {
 	return nil
 }
 
+func (x *HTTPMatch) GetQuery() []*QueryMatch {
+	if x != nil {
+		return x.Query
+	}
+	return nil
+}
+
+func (x *HTTPMatch) GetGrpc() []*GRPCMatch {
+	if x != nil {
+		return x.Grpc
+	}
+	return nil
+}
+
+type QueryMatch struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Values        []string               `protobuf:"bytes,2,rep,name=values,proto3" json:"values,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QueryMatch) Reset() {
+	*x = QueryMatch{}
+	mi := &file_hauberk_v1_policy_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QueryMatch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QueryMatch) ProtoMessage() {}
+
+func (x *QueryMatch) ProtoReflect() protoreflect.Message {
+	mi := &file_hauberk_v1_policy_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QueryMatch.ProtoReflect.Descriptor instead.
+func (*QueryMatch) Descriptor() ([]byte, []int) {
+	return file_hauberk_v1_policy_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *QueryMatch) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *QueryMatch) GetValues() []string {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
+type GRPCMatch struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	Method        string                 `protobuf:"bytes,2,opt,name=method,proto3" json:"method,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GRPCMatch) Reset() {
+	*x = GRPCMatch{}
+	mi := &file_hauberk_v1_policy_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GRPCMatch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GRPCMatch) ProtoMessage() {}
+
+func (x *GRPCMatch) ProtoReflect() protoreflect.Message {
+	mi := &file_hauberk_v1_policy_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GRPCMatch.ProtoReflect.Descriptor instead.
+func (*GRPCMatch) Descriptor() ([]byte, []int) {
+	return file_hauberk_v1_policy_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *GRPCMatch) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *GRPCMatch) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
 type PathMatch struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Type          PathMatch_Type         `protobuf:"varint,1,opt,name=type,proto3,enum=hauberk.v1.PathMatch_Type" json:"type,omitempty"`
@@ -1004,7 +1130,7 @@ type PathMatch struct {
 
 func (x *PathMatch) Reset() {
 	*x = PathMatch{}
-	mi := &file_hauberk_v1_policy_proto_msgTypes[11]
+	mi := &file_hauberk_v1_policy_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1016,7 +1142,7 @@ func (x *PathMatch) String() string {
 func (*PathMatch) ProtoMessage() {}
 
 func (x *PathMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_hauberk_v1_policy_proto_msgTypes[11]
+	mi := &file_hauberk_v1_policy_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1029,7 +1155,7 @@ func (x *PathMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathMatch.ProtoReflect.Descriptor instead.
 func (*PathMatch) Descriptor() ([]byte, []int) {
-	return file_hauberk_v1_policy_proto_rawDescGZIP(), []int{11}
+	return file_hauberk_v1_policy_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PathMatch) GetType() PathMatch_Type {
@@ -1056,7 +1182,7 @@ type HeaderMatch struct {
 
 func (x *HeaderMatch) Reset() {
 	*x = HeaderMatch{}
-	mi := &file_hauberk_v1_policy_proto_msgTypes[12]
+	mi := &file_hauberk_v1_policy_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1068,7 +1194,7 @@ func (x *HeaderMatch) String() string {
 func (*HeaderMatch) ProtoMessage() {}
 
 func (x *HeaderMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_hauberk_v1_policy_proto_msgTypes[12]
+	mi := &file_hauberk_v1_policy_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1081,7 +1207,7 @@ func (x *HeaderMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderMatch.ProtoReflect.Descriptor instead.
 func (*HeaderMatch) Descriptor() ([]byte, []int) {
-	return file_hauberk_v1_policy_proto_rawDescGZIP(), []int{12}
+	return file_hauberk_v1_policy_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *HeaderMatch) GetName() string {
@@ -1177,20 +1303,32 @@ const file_hauberk_v1_policy_proto_rawDesc = "" +
 	"\n" +
 	"_icmp_typeB\f\n" +
 	"\n" +
-	"_icmp_code\"\x9b\x01\n" +
+	"_icmp_code\"\xf4\x01\n" +
 	"\tHTTPMatch\x12\x18\n" +
 	"\amethods\x18\x01 \x03(\tR\amethods\x12+\n" +
 	"\x05paths\x18\x02 \x03(\v2\x15.hauberk.v1.PathMatchR\x05paths\x12\x14\n" +
 	"\x05hosts\x18\x03 \x03(\tR\x05hosts\x121\n" +
-	"\aheaders\x18\x04 \x03(\v2\x17.hauberk.v1.HeaderMatchR\aheaders\"\x90\x01\n" +
+	"\aheaders\x18\x04 \x03(\v2\x17.hauberk.v1.HeaderMatchR\aheaders\x12,\n" +
+	"\x05query\x18\x05 \x03(\v2\x16.hauberk.v1.QueryMatchR\x05query\x12)\n" +
+	"\x04grpc\x18\x06 \x03(\v2\x15.hauberk.v1.GRPCMatchR\x04grpc\"8\n" +
+	"\n" +
+	"QueryMatch\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06values\x18\x02 \x03(\tR\x06values\"=\n" +
+	"\tGRPCMatch\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\x12\x16\n" +
+	"\x06method\x18\x02 \x01(\tR\x06method\"\xb3\x01\n" +
 	"\tPathMatch\x12.\n" +
 	"\x04type\x18\x01 \x01(\x0e2\x1a.hauberk.v1.PathMatch.TypeR\x04type\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value\"=\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"`\n" +
 	"\x04Type\x12\x14\n" +
 	"\x10TYPE_UNSPECIFIED\x10\x00\x12\x0e\n" +
 	"\n" +
 	"TYPE_EXACT\x10\x01\x12\x0f\n" +
-	"\vTYPE_PREFIX\x10\x02\"9\n" +
+	"\vTYPE_PREFIX\x10\x02\x12\x11\n" +
+	"\rTYPE_TEMPLATE\x10\x03\x12\x0e\n" +
+	"\n" +
+	"TYPE_REGEX\x10\x04\"9\n" +
 	"\vHeaderMatch\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06values\x18\x02 \x03(\tR\x06values*d\n" +
@@ -1215,7 +1353,7 @@ func file_hauberk_v1_policy_proto_rawDescGZIP() []byte {
 }
 
 var file_hauberk_v1_policy_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_hauberk_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_hauberk_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_hauberk_v1_policy_proto_goTypes = []any{
 	(Action)(0),               // 0: hauberk.v1.Action
 	(Requirement_Operator)(0), // 1: hauberk.v1.Requirement.Operator
@@ -1231,8 +1369,10 @@ var file_hauberk_v1_policy_proto_goTypes = []any{
 	(*Network)(nil),           // 11: hauberk.v1.Network
 	(*PortMatch)(nil),         // 12: hauberk.v1.PortMatch
 	(*HTTPMatch)(nil),         // 13: hauberk.v1.HTTPMatch
-	(*PathMatch)(nil),         // 14: hauberk.v1.PathMatch
-	(*HeaderMatch)(nil),       // 15: hauberk.v1.HeaderMatch
+	(*QueryMatch)(nil),        // 14: hauberk.v1.QueryMatch
+	(*GRPCMatch)(nil),         // 15: hauberk.v1.GRPCMatch
+	(*PathMatch)(nil),         // 16: hauberk.v1.PathMatch
+	(*HeaderMatch)(nil),       // 17: hauberk.v1.HeaderMatch
 }
 var file_hauberk_v1_policy_proto_depIdxs = []int32{
 	4,  // 0: hauberk.v1.PolicySet.ingress:type_name -> hauberk.v1.Tier
@@ -1252,14 +1392,16 @@ var file_hauberk_v1_policy_proto_depIdxs = []int32{
 	11, // 14: hauberk.v1.Peer.networks:type_name -> hauberk.v1.Network
 	9,  // 15: hauberk.v1.Selector.requirements:type_name -> hauberk.v1.Requirement
 	1,  // 16: hauberk.v1.Requirement.operator:type_name -> hauberk.v1.Requirement.Operator
-	14, // 17: hauberk.v1.HTTPMatch.paths:type_name -> hauberk.v1.PathMatch
-	15, // 18: hauberk.v1.HTTPMatch.headers:type_name -> hauberk.v1.HeaderMatch
-	2,  // 19: hauberk.v1.PathMatch.type:type_name -> hauberk.v1.PathMatch.Type
-	20, // [20:20] is the sub-list for method output_type
-	20, // [20:20] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	16, // 17: hauberk.v1.HTTPMatch.paths:type_name -> hauberk.v1.PathMatch
+	17, // 18: hauberk.v1.HTTPMatch.headers:type_name -> hauberk.v1.HeaderMatch
+	14, // 19: hauberk.v1.HTTPMatch.query:type_name -> hauberk.v1.QueryMatch
+	15, // 20: hauberk.v1.HTTPMatch.grpc:type_name -> hauberk.v1.GRPCMatch
+	2,  // 21: hauberk.v1.PathMatch.type:type_name -> hauberk.v1.PathMatch.Type
+	22, // [22:22] is the sub-list for method output_type
+	22, // [22:22] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_hauberk_v1_policy_proto_init() }
@@ -1274,7 +1416,7 @@ func file_hauberk_v1_policy_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hauberk_v1_policy_proto_rawDesc), len(file_hauberk_v1_policy_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   13,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
