@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/hauberk-mesh/hauberk/cli/mesh"
 	"github.com/hauberk-mesh/hauberk/cli/run"
 )
 
@@ -72,8 +71,6 @@ type state struct {
 	absent bool
 
 	namespaces map[string]*corev1.Namespace
-	pods       []corev1.Pod
-	settings   *mesh.Settings
 }
 
 func (s *state) good(format string, args ...any) {

@@ -210,7 +210,7 @@ func TestCNIChecksAPodAndForgetsItWithoutATrace(t *testing.T) {
 				if err != nil {
 					t.Fatalf("flush the redirection: %v: %s", err, said)
 				}
-				code, out, err = w.cni(t.Context(), p, "CHECK")
+				code, _, err = w.cni(t.Context(), p, "CHECK")
 				check(t, err)
 				if code == 0 {
 					t.Error("CHECK of a pod without redirection ends with 0")
