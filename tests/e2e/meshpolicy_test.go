@@ -50,7 +50,7 @@ func (f *field) requests(t *testing.T, want map[request]seen) {
 			return nil
 		})
 	}
-	within(t, 10*time.Second, "requests are decided as the policy says", func(ctx context.Context) error {
+	within(t, 30*time.Second, "requests are decided as the policy says", func(ctx context.Context) error {
 		return errors.Join(look(ctx), look(ctx))
 	})
 	check(t, each(list, func(r request) error {
@@ -117,7 +117,7 @@ func TestMeshPolicyDecidesRequestsByIdentity(t *testing.T) {
 // programmed wants a policy to be in force everywhere, and to say so.
 func (f *field) programmed(t *testing.T, manifest string) {
 	t.Helper()
-	within(t, 15*time.Second, "the policy says that it is in force", func(ctx context.Context) error {
+	within(t, 30*time.Second, "the policy says that it is in force", func(ctx context.Context) error {
 		var p v1alpha1.MeshPolicy
 		if err := f.read(ctx, f.home.name, manifest, &p); err != nil {
 			return err

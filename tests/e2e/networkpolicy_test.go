@@ -105,7 +105,7 @@ func (f *field) looks(ctx context.Context, open func(cell) bool) error {
 // while the change before is in force fails the second look.
 func (f *field) stays(t *testing.T, open func(cell) bool) {
 	t.Helper()
-	within(t, 10*time.Second, "the traffic is as the policies say", func(ctx context.Context) error {
+	within(t, 30*time.Second, "the traffic is as the policies say", func(ctx context.Context) error {
 		return errors.Join(f.looks(ctx, open), f.looks(ctx, open))
 	})
 }

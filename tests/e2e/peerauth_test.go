@@ -45,7 +45,7 @@ func TestPeerAuthenticationDecidesAboutPlainClients(t *testing.T) {
 					return errors.Join(failures...)
 				})
 			}
-			within(t, 10*time.Second, "plain clients are treated as it says", func(ctx context.Context) error { return errors.Join(look(ctx), look(ctx)) })
+			within(t, 30*time.Second, "plain clients are treated as it says", func(ctx context.Context) error { return errors.Join(look(ctx), look(ctx)) })
 			// The kubelet's probes of the sidecar are not the mesh's clients: the pod
 			// stays ready.
 			if _, err := s.ready(t.Context(), "target"); err != nil {
