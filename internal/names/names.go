@@ -77,6 +77,10 @@ const (
 	TunnelTable = "hauberk-tunnel"
 )
 
+// NFLogGroup is the group of nfnetlink_log to which the kernel tells of packets
+// that policy drops.
+const NFLogGroup = 15151
+
 // Labels of namespaces and pods.
 const (
 	LabelInject   = "hauberk.dev/inject" // InjectEnabled or InjectDisabled
