@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os/exec"
 
+	"github.com/hauberk-mesh/hauberk/internal/flow"
 	"github.com/hauberk-mesh/hauberk/internal/lifecycle"
 	"github.com/hauberk-mesh/hauberk/internal/names"
 	"github.com/hauberk-mesh/hauberk/internal/version"
@@ -28,7 +29,8 @@ type Status struct {
 		// Unprotected names pods with a sidecar that nothing redirects to it.
 		Unprotected []string `json:"unprotected"`
 	} `json:"pods"`
-	Tunnel any `json:"tunnel"`
+	Tunnel any         `json:"tunnel"`
+	Flows  FlowsStatus `json:"flows"`
 }
 
 // PodStatus is one pod of /pods.
@@ -54,6 +56,7 @@ func (a *Agent) adminHandler() http.Handler {
 	mux.HandleFunc("GET /pods", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, a.pods()) })
 	mux.HandleFunc("GET /tunnels", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, a.tunnel.Status()) })
 	mux.HandleFunc("GET /rules", a.rules)
+	mux.Handle("GET /flows", flow.Handler(a.ring, a.flowsProblem))
 	lifecycle.HandlePprof(mux)
 	return mux
 }
@@ -68,6 +71,7 @@ func (a *Agent) status() Status {
 			s.Pods.Meshed++
 		}
 	}
+	s.Flows = FlowsStatus{Told: a.ring.Added(), Lost: a.flows.Lost(), Problem: a.flowsProblem()}
 	s.Pods.Attached = len(a.attachments.List())
 	return s
 }

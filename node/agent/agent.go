@@ -22,11 +22,13 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	hauberkv1 "github.com/hauberk-mesh/hauberk/api/gen/hauberk/v1"
+	"github.com/hauberk-mesh/hauberk/internal/flow"
 	"github.com/hauberk-mesh/hauberk/internal/lifecycle"
 	"github.com/hauberk-mesh/hauberk/internal/names"
 	"github.com/hauberk-mesh/hauberk/node/chain"
 	"github.com/hauberk-mesh/hauberk/node/cniserver"
 	"github.com/hauberk-mesh/hauberk/node/firewall"
+	"github.com/hauberk-mesh/hauberk/node/flows"
 	"github.com/hauberk-mesh/hauberk/node/redirect"
 	"github.com/hauberk-mesh/hauberk/node/tunnel"
 )
@@ -38,6 +40,8 @@ const (
 	// retryMin and retryMax bound the pause after the kernel refused something.
 	retryMin = time.Second
 	retryMax = 30 * time.Second
+	// keptFlows is how many of the last drops are kept for who asks.
+	keptFlows = 4096
 )
 
 // Agent is a node agent. Its fields are set once, by New.
@@ -52,6 +56,9 @@ type Agent struct {
 	tunnel      *tunnel.Tunnel
 	chain       *chain.Manager
 	cni         *cniserver.Server
+	firewall    *firewall.Firewall
+	flows       *flows.Reader
+	ring        *flow.Ring
 	control     *control
 
 	registry *prometheus.Registry
@@ -93,6 +100,11 @@ func New(c Config, logTo io.Writer) (*Agent, error) {
 		return nil, fmt.Errorf("control address %q: it must be an address and a port, because the mesh needs no DNS: %w", c.ControlAddress, err)
 	}
 	fw, err := firewall.New(firewall.Options{Log: a.log, Control: control})
+	if err != nil {
+		return nil, err
+	}
+	a.firewall, a.ring = fw, flow.NewRing(keptFlows, 0)
+	a.flows, err = flows.New(flows.Options{Log: a.log, Node: c.NodeName, Ring: a.ring, Dropped: fw.Dropped, Who: a.who, Told: a.metrics.dropped})
 	if err != nil {
 		return nil, err
 	}
@@ -145,6 +157,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		lifecycle.Task{Name: "cni", Run: a.cni.Run},
 		lifecycle.Task{Name: "chain", Run: a.keepChain},
 		lifecycle.Task{Name: "collect", Run: a.collect},
+		lifecycle.Task{Name: "flows", Run: a.tellFlows},
 	)
 }
 

@@ -53,6 +53,7 @@ type mesh struct {
 	roots       [][]byte
 	podCIDRs    []netip.Prefix
 	hosts       []netip.Addr
+	nodes       map[netip.Addr]string // the node that has an address
 	strict      bool
 }
 

@@ -1,11 +1,13 @@
 package agent
 
 import (
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/hauberk-mesh/hauberk/internal/flow"
 	"github.com/hauberk-mesh/hauberk/internal/identity"
 )
 
@@ -16,7 +18,11 @@ type metrics struct {
 	adds        *prometheus.HistogramVec
 	applies     *prometheus.HistogramVec
 	renewals    *prometheus.CounterVec
+	drops       *prometheus.CounterVec
 	unprotected atomic.Int64
+
+	mu     sync.Mutex
+	series map[[4]string]prometheus.Counter // of drops; guarded by mu
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -34,7 +40,12 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "hauberk_identity_renewals_total", Help: "Attempts to get an SVID, by result: ok or error.",
 		}, []string{"result"}),
 	}
-	r.MustRegister(m.adds, m.applies, m.renewals)
+	m.drops = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "hauberk_kernel_denied_packets_total",
+		Help: "Packets that the kernel denied and told of, by what decided: of each rule at most 50 a second are told.",
+	}, []string{"direction", "tier", "policy", "rule"})
+	m.series = map[[4]string]prometheus.Counter{}
+	r.MustRegister(m.adds, m.applies, m.renewals, m.drops)
 	for _, result := range []string{"ok", "error"} {
 		m.adds.WithLabelValues(result)
 		m.applies.WithLabelValues(result)
@@ -54,6 +65,10 @@ func (m *metrics) observe(a *Agent) {
 	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "hauberk_node_chain_repairs_total", Help: "Times that another program's change of the CNI configuration was repaired.",
 	}, func() float64 { return float64(a.chain.State().Repairs) }))
+	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "hauberk_kernel_flows_lost_total", Help: "Denied packets that the kernel told of and that could not be taken in time.",
+	}, func() float64 { return float64(a.flows.Lost()) }))
+	gauge("hauberk_kernel_flows_heard", "1 while denied packets of the kernel are heard of.", func() float64 { return truth(a.flowsProblem() == "") })
 	gauge("hauberk_config_connected", "1 while the config stream to the control plane lives.", func() float64 { return truth(a.control.status().Connected) })
 	gauge("hauberk_identity_expiry_timestamp_seconds", "When the SVID in use ends, Unix time; 0 before the first.", func() float64 {
 		expiry := a.control.status().IdentityExpiry
@@ -70,6 +85,27 @@ func (m *metrics) added(took time.Duration, err error) {
 
 func (m *metrics) applied(took time.Duration, err error) {
 	m.applies.WithLabelValues(result(err)).Observe(took.Seconds())
+}
+
+// maxDropSeries bounds the series of drops: policies come and go, and their
+// series stay. What is beyond counts as policy "other".
+const maxDropSeries = 1000
+
+// dropped counts a drop of the kernel. Where a tier's default decided, the
+// policies are left out: there may be many, and they change together.
+func (m *metrics) dropped(r *flow.Record) {
+	key := [4]string{r.Direction, r.Tier, r.Policy, r.Rule}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c, ok := m.series[key]
+	if !ok {
+		if len(m.series) >= maxDropSeries {
+			key = [4]string{r.Direction, "", "other", ""}
+		}
+		c = m.drops.WithLabelValues(key[:]...)
+		m.series[key] = c
+	}
+	c.Inc()
 }
 
 func (m *metrics) renewed(r identity.Renewal) { m.renewals.WithLabelValues(result(r.Err)).Inc() }

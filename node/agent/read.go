@@ -20,13 +20,17 @@ func readMesh(m *hauberkv1.Mesh) (*mesh, error) {
 	if err != nil {
 		return nil, fmt.Errorf("pod address ranges: %w", err)
 	}
-	out := &mesh{trustDomain: m.GetTrustDomain(), roots: m.GetRoots(), podCIDRs: pods, strict: m.GetEncryptionStrict()}
+	out := &mesh{trustDomain: m.GetTrustDomain(), roots: m.GetRoots(), podCIDRs: pods, strict: m.GetEncryptionStrict(),
+		nodes: map[netip.Addr]string{}}
 	for _, n := range m.GetNodes() {
 		addresses, err := readAddresses(n.GetAddresses())
 		if err != nil {
 			return nil, fmt.Errorf("addresses of node %s: %w", n.GetNode(), err)
 		}
 		out.hosts = append(out.hosts, addresses...)
+		for _, a := range addresses {
+			out.nodes[a] = n.GetNode()
+		}
 	}
 	return out, nil
 }

@@ -19,6 +19,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 
 	"sigs.k8s.io/knftables"
 
@@ -101,6 +102,10 @@ type Firewall struct {
 	state    State
 	synced   bool   // state was applied at least once
 	current  *table // what the kernel has; nil before the first transaction
+	logs     bool   // the kernel can tell of what it drops
+
+	drops      atomic.Pointer[map[string]Drop]
+	logProblem atomic.Pointer[string]
 }
 
 // New is a Firewall that has not touched the kernel yet.
@@ -225,6 +230,13 @@ func (f *Firewall) pods() []Pod {
 // transaction.
 func (f *Firewall) sync(ctx context.Context) error {
 	desired := render(f.pods(), &f.state, f.control)
+	if f.current == nil {
+		f.logs = f.canLog(ctx)
+	}
+	if !f.logs {
+		desired.silent()
+	}
+	f.publish(desired)
 	tx := f.nft.NewTransaction()
 	if f.current == nil {
 		desired.create(tx)

@@ -57,6 +57,9 @@ func (m machine) rule(w []string) (string, bool) {
 		case w[0] == "counter":
 			w = w[1:]
 			continue
+		case w[0] == "limit":
+			// What is limited is only told of; see TestEveryDropIsTold.
+			return "", false
 		case w[0] == "return" || w[0] == "drop":
 			return w[0], true
 		case w[0] == "goto":

@@ -11,6 +11,7 @@ import (
 
 	"sigs.k8s.io/knftables"
 
+	"github.com/hauberk-mesh/hauberk/internal/flow"
 	"github.com/hauberk-mesh/hauberk/internal/names"
 	"github.com/hauberk-mesh/hauberk/policy"
 )
@@ -20,7 +21,8 @@ const (
 	chainForward = "forward" // pod to anything beyond the node, and anything to a pod
 	chainInput   = "input"   // pod to the node itself
 	chainSource  = "source"  // what a pod's link may send
-	chainClosed  = "closed"  // of a pod whose policy is not known
+	chainClosed  = "closed"  // to a pod whose policy is not known; chainShut from one
+	chainShut    = "shut"
 
 	setSelf4, setSelf6   = "self4", "self6"         // address . the same address
 	setLinks             = "links"                  // host interfaces of pods
@@ -90,7 +92,9 @@ func (r *renderer) base() {
 		t.maps[name] = &verdicts{kind: kind, values: map[string]string{}}
 	}
 
-	t.chains[chainClosed] = &chain{rules: []rule{{"counter drop", "policy not known: denied"}}}
+	unknown := flow.Decision{Reason: policy.ReasonNoSet}
+	t.chains[chainClosed] = &chain{rules: t.drop("", "policy not known: denied", Drop{policy.Ingress, unknown})}
+	t.chains[chainShut] = &chain{rules: t.drop("", "policy not known: denied", Drop{policy.Egress, unknown})}
 	// Replies to what was let through, and ICMP errors about it, pass. Packets in
 	// the original direction are judged each time: a change of policy cuts the
 	// flows that it no longer allows.
@@ -120,13 +124,14 @@ func (r *renderer) base() {
 			// What a pod sends from its link's own address is known by the link.
 			{"ip6 saddr fe80::/10 iifname vmap @" + mapLink, ""},
 		}, from)}
+	spoofed := Drop{policy.Egress, flow.Decision{Reason: "the source is not the pod's own address"}}
 	t.chains[chainSource] = &chain{hook: knftables.PreroutingHook, priority: knftables.BaseChainPriority("-310"),
-		rules: []rule{
-			{"iifname != @" + setLinks + " return", ""},
-			{"meta nfproto ipv4 iifname . ip saddr != @" + setLinkAddr4 + " counter drop", "not the pod's own address"},
-			{"ip6 saddr { ::, fe80::/10 } return", ""},
-			{"meta nfproto ipv6 iifname . ip6 saddr != @" + setLinkAddr6 + " counter drop", "not the pod's own address"},
-		}}
+		rules: slices.Concat(
+			[]rule{{"iifname != @" + setLinks + " return", ""}},
+			t.drop("meta nfproto ipv4 iifname . ip saddr != @"+setLinkAddr4, "not the pod's own address", spoofed),
+			[]rule{{"ip6 saddr { ::, fe80::/10 } return", ""}},
+			t.drop("meta nfproto ipv6 iifname . ip6 saddr != @"+setLinkAddr6, "not the pod's own address", spoofed),
+		)}
 }
 
 // meshItself is what no policy may cut, so that a policy can be taken back:
@@ -149,7 +154,7 @@ func (r *renderer) meshItself() []rule {
 
 // pod renders one pod: its addresses, its link, and chains for its policy.
 func (r *renderer) pod(p *Pod) {
-	in, out := chainClosed, chainClosed
+	in, out := chainClosed, chainShut
 	if p.PolicySet != nil {
 		in, out = r.group(p, policy.Ingress), r.group(p, policy.Egress)
 	} else if p.Bootstrap {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/hauberk-mesh/hauberk/internal/flow"
 	"github.com/hauberk-mesh/hauberk/policy"
 )
 
@@ -39,20 +40,29 @@ func (g *group) render(base string, sidecar bool) {
 			}
 			selected = true
 			for q := range pol.Rules {
-				c.rules = append(c.rules, g.rule(pol, &pol.Rules[q], sidecar, next)...)
+				c.rules = append(c.rules, g.rule(tier, pol, &pol.Rules[q], sidecar, next)...)
 			}
 		}
 		switch {
 		case !selected || tier.DefaultAction == policy.Pass:
-			c.rules = append(c.rules, rule{next, "tier " + tier.Name + ": pass"})
+			c.rules = append(c.rules, g.leave("", next, "tier "+tier.Name+": pass")...)
 		default:
-			c.rules = append(c.rules, rule{"counter drop", clip("tier " + tier.Name + ": no rule matched of " + enforcing(tier))})
+			c.rules = append(c.rules, g.r.t.drop("", clip("tier "+tier.Name+": no rule matched of "+enforcing(tier)),
+				Drop{g.d, flow.Decision{Tier: tier.Name, Selecting: flow.Selecting(tier), Reason: policy.ReasonTierDefault}})...)
 		}
 		g.r.t.chains[tierChain(base, i)] = c
 	}
 	if len(g.tiers) == 0 {
-		g.r.t.chains[base] = &chain{rules: []rule{{g.passTarget(base, -1), "no policy selects the pod"}}}
+		g.r.t.chains[base] = &chain{rules: g.leave("", g.passTarget(base, -1), "no policy selects the pod")}
 	}
+}
+
+// leave is what happens to what matches when it leaves a tier for next.
+func (g *group) leave(match, next, comment string) []rule {
+	if next == "counter drop" {
+		return g.r.t.drop(match, comment, Drop{g.d, flow.Decision{Reason: policy.ReasonDefaultDeny}})
+	}
+	return []rule{{join(match, next), comment}}
 }
 
 func tierChain(base string, i int) string {
@@ -75,7 +85,7 @@ func (g *group) passTarget(base string, i int) string {
 
 // rule renders one rule of a policy: one nftables rule for each combination of
 // peer and protocol.
-func (g *group) rule(p *policy.Policy, r *policy.Rule, sidecar bool, next string) []rule {
+func (g *group) rule(t *policy.Tier, p *policy.Policy, r *policy.Rule, sidecar bool, next string) []rule {
 	deny := r.Action != policy.Allow && r.Action != policy.Pass && r.Action != policy.Log
 	if r.Action == policy.Log {
 		return nil
@@ -92,9 +102,8 @@ func (g *group) rule(p *policy.Policy, r *policy.Rule, sidecar bool, next string
 		case !maybe && r.Action == policy.Allow:
 			verdict = "counter return"
 		case !maybe && r.Action == policy.Pass:
-			verdict = "counter " + next
-			if next == "counter drop" {
-				verdict = next
+			if verdict = next; next != "counter drop" {
+				verdict = "counter " + next
 			}
 		case !maybe:
 			verdict = "counter drop"
@@ -115,10 +124,28 @@ func (g *group) rule(p *policy.Policy, r *policy.Rule, sidecar bool, next string
 			if maybe {
 				text = join(text, "meta l4proto tcp")
 			}
-			out = append(out, rule{join(join(text, ports), verdict), comment(p, r)})
+			match := join(text, ports)
+			switch {
+			case verdict != "counter drop":
+				out = append(out, rule{join(match, verdict), comment(p, r)})
+			case r.Action == policy.Pass && !maybe:
+				out = append(out, g.leave(match, next, comment(p, r))...)
+			default:
+				out = append(out, g.r.t.drop(match, comment(p, r), g.denies(t, p, r, maybe))...)
+			}
 		}
 	}
 	return out
+}
+
+// denies is the word on what a rule drops. A Pass of which packets can't tell
+// whether it applies drops as well.
+func (g *group) denies(t *policy.Tier, p *policy.Policy, r *policy.Rule, maybe bool) Drop {
+	d := Drop{g.d, flow.Decision{Tier: t.Name, Policy: p.Ref.String(), Rule: r.Name, Reason: policy.ReasonRule}}
+	if maybe {
+		d.Reason = "packets can't tell whether the rule matches, and no sidecar sees them"
+	}
+	return d
 }
 
 // comment names the policy and rule in the listing of the kernel's rules.

@@ -15,6 +15,7 @@ type table struct {
 	chains map[string]*chain
 	sets   map[string]*set
 	maps   map[string]*verdicts
+	drops  map[string]Drop // by the id with which the kernel tells of them
 }
 
 // chain is a base chain when hook is set.
@@ -43,7 +44,7 @@ type verdicts struct {
 }
 
 func newTable() *table {
-	return &table{chains: map[string]*chain{}, sets: map[string]*set{}, maps: map[string]*verdicts{}}
+	return &table{chains: map[string]*chain{}, sets: map[string]*set{}, maps: map[string]*verdicts{}, drops: map[string]Drop{}}
 }
 
 func (t *table) addSet(name, kind string, interval bool) *set {
