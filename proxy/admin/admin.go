@@ -18,6 +18,7 @@ import (
 
 	"google.golang.org/protobuf/encoding/protojson"
 
+	"github.com/hauberk-mesh/hauberk/internal/flow"
 	"github.com/hauberk-mesh/hauberk/internal/identity"
 	"github.com/hauberk-mesh/hauberk/internal/lifecycle"
 	"github.com/hauberk-mesh/hauberk/internal/version"
@@ -36,6 +37,7 @@ type Options struct {
 	Connected   func() bool
 	NotReady    func() []string
 	Level       *slog.LevelVar
+	Flows       *flow.Ring
 	Started     time.Time
 	// Drain starts draining and returns at once.
 	Drain func()
@@ -86,6 +88,7 @@ func Handler(o Options) http.Handler {
 	page("/pools", func() any { return o.Upstreams.States() })
 	page("/destinations", func() any { return o.destinations() })
 	mux.HandleFunc("GET /policy", o.policy)
+	mux.Handle("GET /flows", flow.Handler(o.Flows, nil))
 	mux.HandleFunc("GET /identity", o.identity)
 	mux.HandleFunc("GET /log-level", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, level(o.Level)) })
 	mux.HandleFunc("PUT /log-level", o.setLevel)

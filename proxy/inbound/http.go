@@ -52,13 +52,13 @@ func (c *connection) serveHTTP(ctx context.Context) {
 func (h *requests) Admit(x *exchange.Exchange) *exchange.Refusal {
 	h.rec = h.base
 	if w := h.workload.Value(); w != nil {
-		h.rec.Source.Namespace, h.rec.Source.Workload = w.Namespace, w.Display()
+		h.rec.Source.Namespace, h.rec.Source.Workload, h.rec.Source.Pod = w.Namespace, w.Display(), w.Name
 	}
 	h.trace = h.Observer.StartRequest(h.ctx, telemetry.Inbound, &x.Request)
 	h.rec.Method, h.rec.Path, h.rec.Host = x.HTTP.Method, x.HTTP.Path, x.HTTP.Host
 	verdict, set := h.evaluate(&h.flow, &x.HTTP)
 	h.rec.Verdict, h.rec.Decided = verdict, true
-	h.Observer.Decision(&h.rec.Verdict, &h.rec, h.source.Addr())
+	h.Observer.Decision(set, &h.rec.Verdict, &h.rec, h.source.Addr())
 	if verdict.Allowed() {
 		return nil
 	}

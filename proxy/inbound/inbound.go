@@ -166,6 +166,8 @@ func (c *connection) identify(ctx context.Context) bool {
 		c.Observer.Refused(telemetry.Inbound, "plaintext")
 		c.Log.Info("plaintext connection refused: PeerAuthentication of this port is STRICT",
 			"source_address", c.source.String(), "target_address", c.target.String())
+		rec := c.record(telemetry.ProtocolTCP)
+		c.Observer.Turned(policy.Ingress, &rec, c.source.Addr(), "plaintext to a port whose PeerAuthentication is STRICT")
 		socket.Abort(c.raw)
 		return false
 	}
@@ -330,10 +332,11 @@ func (c *connection) detect(ctx context.Context) {
 func (c *connection) record(protocol string) telemetry.Record {
 	self := c.Directory.Self()
 	rec := telemetry.Record{Direction: telemetry.Inbound, Protocol: protocol, Start: time.Now(),
-		Destination: telemetry.Party{Principal: c.Principal(), Namespace: self.Workload.Namespace, Workload: self.Workload.Display()},
-		PeerAddress: c.source.String(), TargetAddress: c.target.String()}
+		Destination: telemetry.Party{Principal: c.Principal(), Namespace: self.Workload.Namespace, Workload: self.Workload.Display(),
+			Pod: self.Workload.Name},
+		PeerAddress: c.source.String(), TargetAddress: c.target.String(), Node: self.Workload.Node, Asked: c.target}
 	if w := c.workload.Value(); w != nil {
-		rec.Source = telemetry.Party{Namespace: w.Namespace, Workload: w.Display()}
+		rec.Source = telemetry.Party{Namespace: w.Namespace, Workload: w.Display(), Pod: w.Name}
 	}
 	if c.mtls != nil {
 		rec.Source.Principal = c.peer.ID.String()
@@ -364,9 +367,9 @@ func (c *connection) relay(ctx context.Context) {
 		}
 		c.Observer.Connection(route, &rec, &trace)
 	}
-	rec.Verdict, _ = c.evaluate(&policy.Flow{}, nil)
-	rec.Decided = true
-	c.Observer.Decision(&rec.Verdict, &rec, c.source.Addr())
+	verdict, set := c.evaluate(&policy.Flow{}, nil)
+	rec.Verdict, rec.Decided = verdict, true
+	c.Observer.Decision(set, &rec.Verdict, &rec, c.source.Addr())
 	if !rec.Verdict.Allowed() {
 		end(exchange.FlagDenied, nil)
 		return

@@ -58,7 +58,8 @@ func (h *requests) pick(x *exchange.Exchange) *exchange.Refusal {
 	h.choice = choice
 	h.rec.Method, h.rec.Path, h.rec.Host = x.HTTP.Method, x.HTTP.Path, x.HTTP.Host
 	h.rec.Verdict, h.rec.Decided = h.admit(h.ctx, &h.facts, &h.choice.Endpoint, &x.HTTP), true
-	h.Observer.Decision(&h.rec.Verdict, &h.rec, h.client.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap())
+	h.rec.Destination, h.rec.Asked = partyOf(&h.choice.Endpoint), h.choice.Endpoint.Addr
+	h.Observer.Decision(h.Directory.Self().Set, &h.rec.Verdict, &h.rec, h.client.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap())
 	if h.rec.Verdict.Allowed() {
 		return nil
 	}
@@ -137,7 +138,7 @@ func (h *requests) Done(x *exchange.Exchange) {
 	var route *telemetry.Route
 	if h.last != nil && h.lastRoute == h.choice {
 		route = h.last
-		rec.Destination = telemetry.Party{Principal: h.choice.Endpoint.SPIFFEID, Namespace: h.choice.Endpoint.Namespace, Workload: h.choice.Endpoint.Workload}
+		rec.Destination = partyOf(&h.choice.Endpoint)
 	} else {
 		route = h.route(rec, &h.choice)
 		h.last, h.lastRoute = route, h.choice

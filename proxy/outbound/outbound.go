@@ -206,12 +206,18 @@ func (c *connection) choose(d *directory.Destination, tried []upstream.Choice) (
 
 func (c *connection) party() telemetry.Party {
 	self := c.Directory.Self()
-	return telemetry.Party{Principal: c.Principal(), Namespace: self.Workload.Namespace, Workload: self.Workload.Display()}
+	return telemetry.Party{Principal: c.Principal(), Namespace: self.Workload.Namespace, Workload: self.Workload.Display(), Pod: self.Workload.Name}
+}
+
+// partyOf is an endpoint as telemetry names it; one outside of the mesh has no
+// name.
+func partyOf(e *directory.Endpoint) telemetry.Party {
+	return telemetry.Party{Principal: e.SPIFFEID, Namespace: e.Namespace, Workload: e.Workload, Pod: e.PodName}
 }
 
 func (c *connection) record(protocol string) telemetry.Record {
 	rec := telemetry.Record{Direction: telemetry.Outbound, Protocol: protocol, Start: time.Now(), Source: c.party(),
-		PeerAddress: c.client.RemoteAddr().String(), TargetAddress: c.target.String()}
+		PeerAddress: c.client.RemoteAddr().String(), TargetAddress: c.target.String(), Node: c.Directory.Self().Workload.Node}
 	if d := c.dest.Value(); d != nil {
 		rec.Service = d.Service()
 	}
@@ -221,7 +227,7 @@ func (c *connection) record(protocol string) telemetry.Record {
 func (c *connection) route(rec *telemetry.Record, choice *upstream.Choice) *telemetry.Route {
 	security := telemetry.SecurityNone
 	if choice != nil {
-		rec.Destination = telemetry.Party{Principal: choice.Endpoint.SPIFFEID, Namespace: choice.Endpoint.Namespace, Workload: choice.Endpoint.Workload}
+		rec.Destination = partyOf(&choice.Endpoint)
 		if choice.Meshed {
 			security = telemetry.SecurityMTLS
 		}
@@ -281,7 +287,8 @@ func (c *connection) relay(ctx context.Context) {
 // judge asks egress policy about a connection that is carried as bytes.
 func (c *connection) judge(ctx context.Context, rec *telemetry.Record, e *directory.Endpoint) bool {
 	rec.Verdict, rec.Decided = c.admit(ctx, &policy.Flow{}, e, nil), true
-	c.Observer.Decision(&rec.Verdict, rec, c.client.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap())
+	rec.Destination, rec.Asked = partyOf(e), e.Addr
+	c.Observer.Decision(c.Directory.Self().Set, &rec.Verdict, rec, c.client.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap())
 	if rec.Verdict.Allowed() {
 		return true
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"go.opentelemetry.io/otel/attribute"
 
+	"github.com/hauberk-mesh/hauberk/internal/flow"
 	"github.com/hauberk-mesh/hauberk/internal/identity"
 	"github.com/hauberk-mesh/hauberk/internal/lifecycle"
 	"github.com/hauberk-mesh/hauberk/internal/names"
@@ -41,6 +42,13 @@ const dialTimeout = 10 * time.Second
 
 // recheckEvery finds certificates that expired under live connections.
 const recheckEvery = 10 * time.Second
+
+// keptFlows is how many of the last denials are kept for who asks, and
+// flowsPerSecond how many verdicts a second are told at most.
+const (
+	keptFlows      = 512
+	flowsPerSecond = 200
+)
 
 // CoreOptions are what differs between a pod and a static configuration.
 type CoreOptions struct {
@@ -66,6 +74,7 @@ type Core struct {
 	Upstreams   *upstream.Set
 	Connections *connections.Registry
 	Observer    *telemetry.Observer
+	Flows       *flow.Ring
 	Registry    *prometheus.Registry
 	Inbound     *inbound.Server
 	Outbound    *outbound.Server
@@ -82,12 +91,13 @@ func NewCore(o CoreOptions) *Core {
 	if o.Timeouts == (exchange.Timeouts{}) {
 		o.Timeouts = exchange.DefaultTimeouts
 	}
-	c := &Core{opts: o, Directory: directory.New(o.PodUID, o.Log), Connections: &connections.Registry{}, Registry: prometheus.NewRegistry()}
+	c := &Core{opts: o, Directory: directory.New(o.PodUID, o.Log), Connections: &connections.Registry{}, Registry: prometheus.NewRegistry(),
+		Flows: flow.NewRing(keptFlows, flowsPerSecond)}
 	c.Registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	metrics := telemetry.NewMetrics(c.Registry, telemetry.Sources{Expiry: o.Source.Expiry, Updated: c.Directory.Updated,
 		Connected: o.Connected, Version: version.Version})
 	c.pipeline = otlp.New(otlp.Options{Gatherer: c.Registry, Scope: "github.com/hauberk-mesh/hauberk/proxy", Log: o.Log})
-	c.Observer = telemetry.NewObserver(metrics, c.pipeline, o.Log, o.AccessLog)
+	c.Observer = telemetry.NewObserver(metrics, c.pipeline, o.Log, o.AccessLog, c.Flows)
 	dial := socket.Dialer(dialTimeout).DialContext
 	c.Upstreams = upstream.New(upstream.Options{TLS: clientTLS(o.Source), Dial: socket.Dialer(upstream.DialTimeout).DialContext,
 		Self: o.PodUID, Handshakes: metrics})
@@ -123,6 +133,8 @@ func clientTLS(src *identity.Source) func(id, podUID, alpn string) (*tls.Config,
 
 // Run keeps the core current until ctx ends, then flushes telemetry.
 func (c *Core) Run(ctx context.Context) error {
+	// Followers of flows must not hold up the end.
+	defer context.AfterFunc(ctx, c.Flows.Close)()
 	err := lifecycle.Run(ctx,
 		lifecycle.Task{Name: "directory", Run: c.Directory.Run},
 		lifecycle.Task{Name: "upstreams", Run: c.Upstreams.Run},

@@ -243,6 +243,6 @@ func (p *process) faces(health *lifecycle.Health) []lifecycle.Task {
 
 	add("admin", p.admin, admin.Handler(admin.Options{Directory: p.core.Directory, Upstreams: p.core.Upstreams,
 		Connections: p.core.Connections, Source: p.source, Connected: p.connected, NotReady: health.NotReady, Level: p.level,
-		Started: time.Now(), Drain: p.startDraining}))
+		Flows: p.core.Flows, Started: time.Now(), Drain: p.startDraining}))
 	return tasks
 }

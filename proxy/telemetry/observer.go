@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hauberk-mesh/hauberk/internal/flow"
 	"github.com/hauberk-mesh/hauberk/policy"
 	"github.com/hauberk-mesh/hauberk/proxy/authz"
 )
@@ -33,6 +34,7 @@ const (
 type Party struct {
 	Principal           string
 	Namespace, Workload string
+	Pod                 string // for flow records only; empty where it is not known
 }
 
 // Record is one request, or one connection that was passed on as bytes.
@@ -47,9 +49,11 @@ type Record struct {
 	Error               string
 	Source, Destination Party
 	Service             string
-	PeerAddress         string // the other end of the wire
-	TargetAddress       string // where it was going
-	Decided             bool   // Verdict is set
+	PeerAddress         string         // the other end of the wire
+	TargetAddress       string         // where it was going
+	Node                string         // the sidecar's
+	Asked               netip.AddrPort // the destination that policy was asked about: after any Service
+	Decided             bool           // Verdict is set
 	Verdict             policy.Verdict
 }
 
@@ -61,11 +65,12 @@ type Observer struct {
 	settings settings
 	access   accessLog
 	denials  limiter
+	flows    *flow.Ring
 }
 
-// NewObserver writes the access log to w.
-func NewObserver(m *Metrics, tracers TracerSource, log *slog.Logger, w io.Writer) *Observer {
-	return &Observer{Metrics: m, tracers: tracers, log: log, access: accessLog{w: w}}
+// NewObserver writes the access log to w and verdicts to flows.
+func NewObserver(m *Metrics, tracers TracerSource, log *slog.Logger, w io.Writer, flows *flow.Ring) *Observer {
+	return &Observer{Metrics: m, tracers: tracers, log: log, access: accessLog{w: w}, flows: flows}
 }
 
 // Configure changes the settings.
@@ -94,10 +99,14 @@ func (o *Observer) Connection(r *Route, rec *Record, t *Trace) {
 // Log is the process's log.
 func (o *Observer) Log() *slog.Logger { return o.log }
 
-// Decision counts a verdict and, when it denies, logs it: at most some a second,
-// the rest counted.
-func (o *Observer) Decision(v *policy.Verdict, rec *Record, source netip.Addr) {
+// Decision counts the verdict of set and, when it denies, logs it: at most some
+// a second, the rest counted. Denials become flow records, and so does what is
+// allowed while somebody asks for that.
+func (o *Observer) Decision(set *policy.Set, v *policy.Verdict, rec *Record, source netip.Addr) {
 	o.Verdict(v)
+	if v.Action != policy.Allow || v.Audit != nil || o.flows.Wants(flow.Allow) {
+		o.flows.Offer(func() flow.Record { return flowOf(set, v, rec, source) })
+	}
 	for _, l := range v.Logs {
 		o.told("matched a Log rule", v, rec, source, l.Policy.String(), l.Rule)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/hauberk-mesh/hauberk/internal/flow"
 	"github.com/hauberk-mesh/hauberk/policy"
 	"github.com/hauberk-mesh/hauberk/proxy/http1"
 )
@@ -58,7 +59,7 @@ func (noTracer) Tracer() trace.Tracer { return nil }
 func newObserver(access, log *bytes.Buffer) *Observer {
 	m := NewMetrics(prometheus.NewRegistry(), Sources{Expiry: func() time.Time { return time.Time{} },
 		Updated: func() time.Time { return time.Time{} }, Connected: func() bool { return false }})
-	return NewObserver(m, noTracer{}, slog.New(slog.NewJSONHandler(log, nil)), access)
+	return NewObserver(m, noTracer{}, slog.New(slog.NewJSONHandler(log, nil)), access, flow.NewRing(100, 0))
 }
 
 // TestAccessLogIsJSON: whatever a client sends, a line stays one JSON object.
@@ -88,7 +89,7 @@ func TestDenialsAreLimited(t *testing.T) {
 	o := newObserver(&access, &log)
 	rec := Record{Direction: Inbound}
 	for range 1000 {
-		o.Decision(&policy.Verdict{Tier: "default"}, &rec, netip.MustParseAddr("10.0.0.1"))
+		o.Decision(nil, &policy.Verdict{Tier: "default"}, &rec, netip.MustParseAddr("10.0.0.1"))
 	}
 	if n := strings.Count(log.String(), "denied by policy"); n < 20 || n > 100 {
 		t.Errorf("%d lines for a thousand denials", n)
