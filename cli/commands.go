@@ -4,6 +4,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hauberk-mesh/hauberk/cli/check"
+	"github.com/hauberk-mesh/hauberk/cli/flows"
 	"github.com/hauberk-mesh/hauberk/cli/identity"
 	"github.com/hauberk-mesh/hauberk/cli/inject"
 	"github.com/hauberk-mesh/hauberk/cli/node"
@@ -25,6 +26,7 @@ var commands = []func(*run.Env) *cobra.Command{
 	inject.Command,
 	inject.Uninject,
 	verdict.Command,
+	flows.Command,
 	node.Command,
 	proxy.Command,
 	identity.Command,

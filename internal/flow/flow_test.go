@@ -223,13 +223,13 @@ func TestDecisionOf(t *testing.T) {
 	}{
 		{"a rule", policy.Verdict{Tier: "default", Policy: ref("one"), Rule: "ingress[0]", Reason: policy.ReasonRule},
 			Decision{Tier: "default", Policy: "NetworkPolicy a/one", Rule: "ingress[0]", Reason: policy.ReasonRule},
-			"NetworkPolicy a/one rule ingress[0] (tier default)"},
+			"by NetworkPolicy a/one rule ingress[0] (tier default)"},
 		{"the silence of a tier", policy.Verdict{Tier: "default", Reason: policy.ReasonTierDefault},
 			Decision{Tier: "default", Selecting: []string{"NetworkPolicy a/one", "NetworkPolicy a/two"}, Reason: policy.ReasonTierDefault},
-			"NetworkPolicy a/one, NetworkPolicy a/two (tier default: no rule matched)"},
-		{"a tier that is not known", policy.Verdict{Tier: "gone", Reason: "so"}, Decision{Tier: "gone", Reason: "so"}, "tier gone: so"},
+			"by NetworkPolicy a/one, NetworkPolicy a/two (tier default: no rule matched)"},
+		{"a tier that is not known", policy.Verdict{Tier: "gone", Reason: "so"}, Decision{Tier: "gone", Reason: "so"}, "by tier gone: so"},
 		{"the mesh's default", policy.Verdict{Reason: policy.ReasonDefaultDeny}, Decision{Reason: policy.ReasonDefaultDeny},
-			"default: " + policy.ReasonDefaultDeny},
+			"because " + policy.ReasonDefaultDeny},
 	} {
 		got := DecisionOf(set, &tt.verdict)
 		if d := cmp.Diff(tt.want, got); d != "" {

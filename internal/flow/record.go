@@ -136,21 +136,21 @@ func Selecting(t *policy.Tier) []string {
 	return refs
 }
 
-// Says is the decision in the words that follow "by" in a line for humans.
+// Says ends a line for humans: by what it was decided, or why.
 func (d *Decision) Says() string {
 	switch {
 	case d.Policy != "":
-		s := d.Policy
+		s := "by " + d.Policy
 		if d.Rule != "" {
 			s += " rule " + d.Rule
 		}
 		return s + " (tier " + d.Tier + ")"
 	case d.Tier != "" && len(d.Selecting) > 0:
-		return strings.Join(d.Selecting, ", ") + " (tier " + d.Tier + ": no rule matched)"
+		return "by " + strings.Join(d.Selecting, ", ") + " (tier " + d.Tier + ": no rule matched)"
 	case d.Tier != "":
-		return "tier " + d.Tier + ": " + d.Reason
+		return "by tier " + d.Tier + ": " + d.Reason
 	}
-	return "default: " + d.Reason
+	return "because " + d.Reason
 }
 
 // String is the end as a line for humans names it: its workload where that is

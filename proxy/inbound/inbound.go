@@ -167,7 +167,7 @@ func (c *connection) identify(ctx context.Context) bool {
 		c.Log.Info("plaintext connection refused: PeerAuthentication of this port is STRICT",
 			"source_address", c.source.String(), "target_address", c.target.String())
 		rec := c.record(telemetry.ProtocolTCP)
-		c.Observer.Turned(policy.Ingress, &rec, c.source.Addr(), "plaintext to a port whose PeerAuthentication is STRICT")
+		c.Observer.Turned(policy.Ingress, &rec, c.source.Addr(), "the connection is plaintext, and PeerAuthentication of the port is STRICT")
 		socket.Abort(c.raw)
 		return false
 	}
