@@ -21,9 +21,11 @@ import (
 
 	"github.com/containernetworking/cni/libcni"
 	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
 	hauberkv1 "github.com/hauberk-mesh/hauberk/api/gen/hauberk/v1"
+	"github.com/hauberk-mesh/hauberk/internal/flow"
 	"github.com/hauberk-mesh/hauberk/internal/wire"
 	"github.com/hauberk-mesh/hauberk/node/agent"
 	"github.com/hauberk-mesh/hauberk/node/redirect"
@@ -295,7 +297,7 @@ func (m *machine) tellPolicy(name string, action policy.Action) {
 
 func (m *machine) tellWorkload(uid, policySet string, meshed bool) {
 	m.control.tell(typeWorkload, &hauberkv1.Resource{Name: "uid/" + uid, Version: policySet, Body: &hauberkv1.Resource_Workload{Workload: &hauberkv1.Workload{
-		Uid: uid, Namespace: "bank", Name: uid, Node: "node1", Meshed: meshed, PolicySet: policySet}}})
+		Uid: uid, Namespace: "bank", Name: uid, WorkloadName: map[string]string{"database": "db"}[uid], Node: "node1", Meshed: meshed, PolicySet: policySet}}})
 }
 
 func TestAgent(t *testing.T) {
@@ -356,6 +358,24 @@ func TestAgent(t *testing.T) {
 	m.tellPolicy("closed", policy.Deny)
 	m.tellWorkload("database", "closed", false)
 	m.eventually("denied", func() bool { return !m.reaches(boot, database, 2379) })
+	// The drop is told with both ends and what decided.
+	var drop flow.Record
+	m.eventually("told", func() bool {
+		code, body := m.get("http://127.0.0.1:15000/flows?port=2379")
+		line, _, _ := strings.Cut(body, "\n")
+		return code == http.StatusOK && json.Unmarshal([]byte(line), &drop) == nil
+	})
+	want := flow.Record{Time: drop.Time, Node: "node1", Direction: "Ingress", Verdict: flow.Deny, Layer: flow.Kernel, Protocol: "TCP", Port: 2379,
+		Source:      flow.Endpoint{Namespace: "hauberk-system", Pod: "control", Address: boot.addr},
+		Destination: flow.Endpoint{Namespace: "bank", Pod: "database", Workload: "db", Address: database.addr},
+		Decision:    flow.Decision{Reason: policy.ReasonDefaultDeny}}
+	if diff := cmp.Diff(want, drop, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		t.Errorf("flow of a drop (-want +got):\n%s", diff)
+	}
+	if _, body := m.get("http://127.0.0.1:15020/metrics"); !strings.Contains(body,
+		`hauberk_kernel_denied_packets_total{direction="Ingress",policy="",rule="",tier=""}`) || !strings.Contains(body, "hauberk_kernel_flows_heard 1") {
+		t.Errorf("metrics of drops: %s", body)
+	}
 	m.eventually("reported", func() bool { return m.control.lastReport().GetProgrammed()["database"] == "closed" })
 
 	// What can't be read is rejected, and what was known stays.
@@ -374,7 +394,8 @@ func TestAgent(t *testing.T) {
 	if out, err := m.command("status").Output(); err != nil || json.Unmarshal(out, &status) != nil {
 		t.Fatalf("status: %v %s", err, out)
 	}
-	if !status.Ready || !status.Control.Connected || status.Pods.Attached != 3 || !status.Chain.Present {
+	if !status.Ready || !status.Control.Connected || status.Pods.Attached != 3 || !status.Chain.Present ||
+		status.Flows.Problem != "" || status.Flows.Told == 0 {
 		t.Errorf("status %+v", status)
 	}
 	if out, err := m.command("rules").Output(); err != nil || !strings.Contains(string(out), "table inet hauberk {") {

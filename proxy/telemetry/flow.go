@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/hauberk-mesh/hauberk/internal/flow"
@@ -44,9 +45,6 @@ func (p *Party) endpoint(a netip.Addr) flow.Endpoint {
 	return flow.Endpoint{Namespace: p.Namespace, Pod: p.Pod, Workload: p.Workload, Principal: p.Principal, Address: a}
 }
 
-func clip(s string) string {
-	if len(s) > maxText {
-		return s[:maxText]
-	}
-	return s
-}
+// clip copies: the texts of a request lie in its connection's buffer, and a
+// record outlives the request.
+func clip(s string) string { return strings.Clone(s[:min(len(s), maxText)]) }
