@@ -279,6 +279,7 @@ current-context: a
 		{"check --wait --timeout 300ms", run.ExitTimeout},
 		{"status", run.ExitUnreachable},
 		{"node status", run.ExitUnreachable},
+		{"flows", run.ExitUnreachable},
 		{"policy can a/b c/d --port 1", run.ExitUnreachable},
 		{"inject -f -", run.ExitUnreachable},
 	} {
