@@ -41,6 +41,7 @@ type options struct {
 	cases          string
 	exclude        string
 	report, lock   string
+	record         string
 	list, keep     bool
 	ignoreLoopback bool
 }
@@ -55,6 +56,7 @@ func main() {
 	flag.StringVar(&o.report, "report", "", "file to write one JSON line a case to")
 	flag.StringVar(&o.lock, "lock", "", "file to lock, shared, during each case, for a cluster that others change under an exclusive lock")
 	flag.BoolVar(&o.list, "list", false, "print the cases and end")
+	flag.StringVar(&o.record, "record", "", "write what each step of each case holds and expects to this file, and end")
 	flag.BoolVar(&o.keep, "keep", false, "keep the namespaces x, y and z")
 	flag.BoolVar(&o.ignoreLoopback, "ignore-loopback", false, "do not compare connections of a pod to itself")
 	flag.Parse()
@@ -84,6 +86,13 @@ func run(ctx context.Context, o options) (err error) {
 			fmt.Printf("%3d %s [%s]\n", i+1, c.Description, strings.Join(c.Tags.Keys(), " "))
 		}
 		return nil
+	}
+	if o.record != "" {
+		f, err := os.Create(o.record)
+		if err != nil {
+			return err
+		}
+		return errors.Join(record(f), f.Close())
 	}
 	report := io.WriteCloser(discard{})
 	if o.report != "" {
