@@ -36,14 +36,14 @@ var (
 )
 
 type options struct {
-	wait, retries  int
-	mode           string
-	cases          string
-	exclude        string
-	report, lock   string
-	record         string
-	list, keep     bool
-	ignoreLoopback bool
+	wait, retries int
+	mode          string
+	cases         string
+	exclude       string
+	report, lock  string
+	record        string
+	list, keep    bool
+	loopback      bool
 }
 
 func main() {
@@ -58,7 +58,7 @@ func main() {
 	flag.BoolVar(&o.list, "list", false, "print the cases and end")
 	flag.StringVar(&o.record, "record", "", "write what each step of each case holds and expects to this file, and end")
 	flag.BoolVar(&o.keep, "keep", false, "keep the namespaces x, y and z")
-	flag.BoolVar(&o.ignoreLoopback, "ignore-loopback", false, "do not compare connections of a pod to itself")
+	flag.BoolVar(&o.loopback, "loopback", false, "compare a pod's connections to itself too, which cyclonus polices and Kubernetes does not")
 	flag.Parse()
 	logrus.SetLevel(logrus.WarnLevel)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -141,11 +141,11 @@ func run(ctx context.Context, o options) (err error) {
 	r := runner{
 		interpreter: connectivity.NewInterpreter(client, resources, &connectivity.InterpreterConfig{
 			ResetClusterBeforeTestCase: true, VerifyClusterStateBeforeTestCase: true, BatchJobs: true,
-			KubeProbeRetries: o.retries, PerturbationWaitSeconds: o.wait, IgnoreLoopback: o.ignoreLoopback,
+			KubeProbeRetries: o.retries, PerturbationWaitSeconds: o.wait, IgnoreLoopback: !o.loopback,
 		}),
-		printer:        connectivity.Printer{IgnoreLoopback: o.ignoreLoopback},
+		printer:        connectivity.Printer{IgnoreLoopback: !o.loopback},
 		lock:           o.lock,
-		ignoreLoopback: o.ignoreLoopback,
+		ignoreLoopback: !o.loopback,
 	}
 	return r.all(ctx, cases, chosen, json.NewEncoder(report))
 }
@@ -160,20 +160,21 @@ type runner struct {
 
 // outcome is a case's line of the report.
 type outcome struct {
-	Number        int
-	Description   string
-	Tags          []string
-	Steps         int
-	Passed        bool
-	Error         string `json:",omitempty"`
-	Same, Differs int    // connections compared
-	Seconds       float64
+	Number      int
+	Description string
+	Tags        []string
+	Steps       int
+	Passed      bool
+	Error       string `json:",omitempty"`
+	// Connections as expected, otherwise, and not compared.
+	Same, Differs, Ignored int
+	Seconds                float64
 }
 
 func (r *runner) all(ctx context.Context, cases []*generator.TestCase, chosen func(int) bool, report *json.Encoder) error {
 	start := time.Now()
 	var failed []string
-	ran, same, differs := 0, 0, 0
+	ran, same, differs, ignored := 0, 0, 0, 0
 	for i, c := range cases {
 		if !chosen(i + 1) {
 			continue
@@ -185,7 +186,7 @@ func (r *runner) all(ctx context.Context, cases []*generator.TestCase, chosen fu
 		if err != nil {
 			return err
 		}
-		ran, same, differs = ran+1, same+o.Same, differs+o.Differs
+		ran, same, differs, ignored = ran+1, same+o.Same, differs+o.Differs, ignored+o.Ignored
 		if err := report.Encode(o); err != nil {
 			return fmt.Errorf("write the report: %w", err)
 		}
@@ -196,8 +197,8 @@ func (r *runner) all(ctx context.Context, cases []*generator.TestCase, chosen fu
 		fmt.Printf("%s %3d/%d %5.1f s, %d of %d connections as expected: %s %s\n",
 			word, o.Number, len(cases), o.Seconds, o.Same, o.Same+o.Differs, o.Description, o.Error)
 	}
-	fmt.Printf("cyclonus: %d cases, %d passed, %d failed; %d connections, %d not as expected; %v\n",
-		ran, ran-len(failed), len(failed), same+differs, differs, time.Since(start).Round(time.Second))
+	fmt.Printf("cyclonus: %d cases, %d passed, %d failed; %d connections, %d not as expected, %d of pods to themselves ignored; %v\n",
+		ran, ran-len(failed), len(failed), same+differs, differs, ignored, time.Since(start).Round(time.Second))
 	if len(failed) > 0 {
 		return fmt.Errorf("failed cases: %s (run them again with -cases %[1]s)", strings.Join(failed, ","))
 	}
@@ -233,13 +234,11 @@ func (r *runner) one(number int, c *generator.TestCase) (outcome, error) {
 		o.Error = result.Err.Error()
 		return o, nil
 	}
-	for matches, counts := range result.ResultsByProtocol() {
-		for _, n := range counts {
-			if matches {
-				o.Same += n
-			} else {
-				o.Differs += n
-			}
+	for _, s := range result.Steps {
+		for _, counts := range s.LastComparison().ValueCountsByProtocol(r.ignoreLoopback) {
+			o.Same += counts[connectivity.SameComparison]
+			o.Differs += counts[connectivity.DifferentComparison]
+			o.Ignored += counts[connectivity.IgnoredComparison]
 		}
 	}
 	if !o.Passed {
