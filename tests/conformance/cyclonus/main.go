@@ -25,6 +25,7 @@ import (
 	"github.com/mattfenwick/cyclonus/pkg/kube"
 	"github.com/sirupsen/logrus"
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes"
 )
 
 // grid is what cyclonus' cases are written for: three namespaces of three pods.
@@ -104,6 +105,12 @@ func run(ctx context.Context, o options) (err error) {
 
 	client, err := kube.NewKubernetesForContext("")
 	if err != nil {
+		return err
+	}
+	// A case takes some fifty requests, which client-go's default of 5 a second
+	// would make most of its time.
+	client.RestConfig.QPS, client.RestConfig.Burst = 200, 200
+	if client.ClientSet, err = kubernetes.NewForConfig(client.RestConfig); err != nil {
 		return err
 	}
 	unlock, err := shared(o.lock)
