@@ -27,7 +27,7 @@ const (
 // Evaluate allocates nothing unless a Log rule matches or a policy in Audit mode
 // would have decided otherwise. A nil Set denies.
 func (s *Set) Evaluate(d Direction, f *Flow) Verdict {
-	if v, ok := s.before(d, f); ok {
+	if v, ok := s.before(d, f, 0); ok {
 		return v
 	}
 	var v view
@@ -52,7 +52,7 @@ func sameDecision(a, b *Verdict) bool {
 }
 
 // before decides what no policy decides.
-func (s *Set) before(d Direction, f *Flow) (Verdict, bool) {
+func (s *Set) before(d Direction, f *Flow, unknown Unknown) (Verdict, bool) {
 	switch {
 	case f == nil:
 		return Verdict{Direction: d, Reason: ReasonNoFlow}, true
@@ -60,7 +60,7 @@ func (s *Set) before(d Direction, f *Flow) (Verdict, bool) {
 		return Verdict{Direction: d, Reason: ReasonNoSet}, true
 	case f.self():
 		return Verdict{Action: Allow, Direction: d, Reason: ReasonSelf}, true
-	case d == Ingress && f.fromOwnNode():
+	case d == Ingress && f.fromOwnNode() && !(f.beyondPackets(unknown) && s.beyondPackets(d)):
 		return Verdict{Action: Allow, Direction: d, Reason: ReasonOwnNode}, true
 	}
 	return Verdict{}, false
@@ -70,6 +70,55 @@ func (s *Set) before(d Direction, f *Flow) (Verdict, bool) {
 func (f *Flow) self() bool {
 	a, b := f.Source.Workload, f.Destination.Workload
 	return a != nil && b != nil && !f.Source.Host && !f.Destination.Host && (a == b || a.UID != "" && a.UID == b.UID)
+}
+
+// beyondPackets reports whether an enforcing policy has conditions that packets
+// can't decide. Then the own node's address is no reason to skip them: clients
+// of a NodePort arrive with it where kube-proxy masquerades. What has no more to
+// it than packets, such as the kubelet's connection, stays allowed.
+func (s *Set) beyondPackets(d Direction) bool {
+	tiers := s.Tiers(d)
+	for t := range tiers {
+		for p := range tiers[t].Policies {
+			if tiers[t].Policies[p].Mode == Audit {
+				continue
+			}
+			policy := &tiers[t].Policies[p]
+			for r := range policy.Rules {
+				if policy.Rules[r].Action != Log && beyondPackets(policy, &policy.Rules[r]) {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// beyondPackets is of one rule, as far as it can match at all.
+func beyondPackets(p *Policy, r *Rule) bool {
+	principals := false
+	for i := range r.Peers {
+		principals = principals || len(r.Peers[i].Principals) > 0
+	}
+	if !r.L7() && !principals {
+		return false
+	}
+	resolved, ok := resolveRule(p, r)
+	if !ok || resolved.L7() {
+		return ok
+	}
+	for i := range resolved.Peers {
+		if len(resolved.Peers[i].Principals) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// beyondPackets reports whether the flow has, or may have, more to it than
+// packets.
+func (f *Flow) beyondPackets(unknown Unknown) bool {
+	return f.HTTP != nil || f.MTLS || unknown != 0 && (f.Protocol == TCP || f.Protocol == AnyProtocol)
 }
 
 // fromOwnNode reports whether the flow comes from the node on which the

@@ -229,6 +229,19 @@ func TestBeforePolicy(t *testing.T) {
 		{"a pod that says its node's name without being it", policy.Ingress, flow(func(f *policy.Flow) { f.Source.HostOf = "node-1" }), policy.Deny},
 		{"no flow", policy.Ingress, nil, policy.Deny},
 	}
+	t.Run("own node, a request where requests matter", func(t *testing.T) {
+		// A NodePort's client arrives with the node's address where kube-proxy
+		// masquerades: it must not escape a rule about requests.
+		s := &policy.Set{Ingress: []policy.Tier{tier("t", policy.Deny, pol("p", withHTTP(anyone(policy.Allow), "GET")))}}
+		for method, want := range map[string]policy.Action{"GET": policy.Allow, "PUT": policy.Deny} {
+			if got := s.Evaluate(policy.Ingress, flow(fromNode("node-1"), http(method, "/"))); got.Action != want {
+				t.Errorf("%s: got %s, want %s", method, got.Action, want)
+			}
+		}
+		if got := s.Evaluate(policy.Ingress, flow(fromNode("node-1"))); got.Action != policy.Allow {
+			t.Errorf("what is no request: got %s, want Allow", got.Action)
+		}
+	})
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			if got := closed.Evaluate(tt.d, tt.f); got.Action != tt.want {

@@ -47,7 +47,7 @@ func (r *RuleTrace) Matched() bool { return r.Lacks == "" }
 // freely.
 func (s *Set) Explain(d Direction, f *Flow) Trace {
 	trace := Trace{Verdict: s.Evaluate(d, f)}
-	if _, ok := s.before(d, f); ok {
+	if _, ok := s.before(d, f, 0); ok {
 		return trace
 	}
 	var v view

@@ -47,12 +47,14 @@ func (s *Set) ProjectConnection(d Direction, f *Flow) Projection {
 // ProjectUnknown is Project with the attributes named that are not known. It
 // allocates nothing.
 func (s *Set) ProjectUnknown(d Direction, f *Flow, unknown Unknown) Projection {
-	if v, ok := s.before(d, f); ok {
+	if v, ok := s.before(d, f, unknown); ok {
 		return pure(v.Action)
 	}
 	var v view
 	v.init(d, f, unknown)
 	allow, deny := s.reach(d, &v)
+	// The own node's connection is allowed when nothing more than packets comes.
+	allow = allow || d == Ingress && f.fromOwnNode() && (f.HTTP == nil || unknown&UnknownHTTP != 0) && (!f.MTLS || unknown&UnknownIdentity != 0)
 	switch {
 	case allow && deny:
 		return Mixed

@@ -56,7 +56,9 @@ func TestProjection(t *testing.T) {
 		{"requests over UDP", one(withHTTP(allow, "GET")), flow(udp), denied, denied, denied},
 		{"denied requests over UDP", one(withHTTP(deny, "GET"), allow), flow(udp), allowed, allowed, allowed},
 		{"principals over UDP", one(withPrincipal(policy.Allow, "*")), flow(udp), denied, denied, denied},
-		{"own node", one(withHTTP(allow, "GET")), flow(fromNode("node-1")), allowed, allowed, allowed},
+		{"own node", one(deny), flow(fromNode("node-1")), allowed, allowed, allowed},
+		{"own node, where requests matter", one(withHTTP(allow, "GET")), flow(fromNode("node-1")), mixed, mixed, mixed},
+		{"own node over UDP, where requests matter", one(withHTTP(allow, "GET")), flow(fromNode("node-1"), udp), allowed, allowed, allowed},
 		{"no set", nil, flow(mtls), denied, denied, denied},
 		// Unknown parts that cover each other: the projection errs to Mixed.
 		{"deny covers allow", one(withHTTP(deny, "GET"), withHTTP(allow, "GET")), flow(mtls), mixed, mixed, denied},

@@ -24,8 +24,9 @@ func Evaluate(s *policy.Set, d policy.Direction, f *policy.Flow) policy.Verdict 
 	if srcPod != nil && dstPod != nil && (srcPod == dstPod || srcPod.UID != "" && srcPod.UID == dstPod.UID) {
 		return policy.Verdict{Action: policy.Allow, Direction: d}
 	}
-	// Own node to own pod is allowed.
-	if d == policy.Ingress && dstPod != nil && src.Host && src.HostOf != "" && src.HostOf == dstPod.Node {
+	// Own node to own pod is allowed, for what has no more to it than packets, or
+	// when no policy asks for more.
+	if (f.HTTP == nil && !f.MTLS || !asksForMore(s.Resolve().Ingress)) && d == policy.Ingress && dstPod != nil && src.Host && src.HostOf != "" && src.HostOf == dstPod.Node {
 		return policy.Verdict{Action: policy.Allow, Direction: d}
 	}
 	n := naive{flow: *f, peer: src}
@@ -44,6 +45,28 @@ func Evaluate(s *policy.Set, d policy.Direction, f *policy.Flow) policy.Verdict 
 		real.Audit = &would
 	}
 	return real
+}
+
+// asksForMore reports whether some enforcing rule is about requests or proven
+// identities.
+func asksForMore(tiers []policy.Tier) bool {
+	for _, t := range without(tiers, policy.Audit) {
+		for _, p := range t.Policies {
+			for _, r := range p.Rules {
+				if r.Action == policy.Log {
+					continue
+				}
+				more := len(r.HTTP) > 0 || r.RequireMTLS
+				for _, peer := range r.Peers {
+					more = more || len(peer.Principals) > 0
+				}
+				if more {
+					return true
+				}
+			}
+		}
+	}
+	return false
 }
 
 // podOf leaves out host-network pods, which are their node.
