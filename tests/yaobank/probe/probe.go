@@ -74,7 +74,9 @@ func classify(err error, connected bool) *Failure {
 		code = NoConnect
 	case errors.Is(err, syscall.ECONNRESET) && !connected:
 		code = NoConnect
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE),
+		// net/http's word for a close that it saw before its request; it has no value.
+		strings.Contains(err.Error(), "server closed idle connection"):
 		code = NoAnswer
 	}
 	return &Failure{Code: code, Err: fmt.Errorf("%s: %w", word(code), err)}
