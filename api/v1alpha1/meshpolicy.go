@@ -362,7 +362,7 @@ type HTTPMatch struct {
 	Methods []string `json:"methods,omitempty"`
 	// paths, compared with the normalised path without its query.
 	// +kubebuilder:validation:MinItems=1
-	// +kubebuilder:validation:MaxItems=50
+	// +kubebuilder:validation:MaxItems=25
 	// +optional
 	Paths []PathMatch `json:"paths,omitempty"`
 	// hosts without port; a leading "*." stands for one or more labels.
@@ -416,8 +416,8 @@ type GRPCMatch struct {
 
 // PathMatch is how a path is compared: exactly one of its fields is set.
 //
-// +kubebuilder:validation:MinProperties=1
-// +kubebuilder:validation:MaxProperties=1
+// +kubebuilder:validation:MaxProperties=2
+// +kubebuilder:validation:XValidation:rule="(has(self.exact) != has(self.prefix)) != (has(self.template) != has(self.regex))",message="set exactly one of exact, prefix, template and regex"
 type PathMatch struct {
 	// exact is the whole path.
 	// +kubebuilder:validation:Pattern=`^/`

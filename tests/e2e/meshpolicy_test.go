@@ -179,10 +179,10 @@ func TestInvalidPoliciesAreRefusedWithTheMend(t *testing.T) {
 	s := w.space(t, "mp-bad", nil)
 	for _, test := range []struct{ name, manifest, mend string }{
 		{"egress rules without the type", meshPolicy + `  {podSelector: {}, types: [Ingress], egress: [{}]}`, "add Egress to spec.types"},
-		{"two kinds of path", meshPolicy + `  {podSelector: {}, ingress: [{http: [{paths: [{exact: /a, prefix: /b}]}]}]}`, "exactly one of exact and prefix"},
+		{"two kinds of path", meshPolicy + `  {podSelector: {}, ingress: [{http: [{paths: [{exact: /a, prefix: /b}]}]}]}`, "exactly one of exact, prefix, template and regex"},
 		{"ports of ICMP", meshPolicy + `  {podSelector: {}, ingress: [{ports: [{protocol: ICMP, port: 8}]}]}`, "use icmp.type and icmp.code"},
 		{"endPort alone", meshPolicy + `  {podSelector: {}, ingress: [{ports: [{endPort: 8}]}]}`, "endPort needs port"},
-		{"http on UDP", meshPolicy + `  {podSelector: {}, ingress: [{http: [{methods: [GET]}], ports: [{protocol: UDP, port: 80}]}]}`, "http needs TCP"},
+		{"http on UDP", meshPolicy + `  {podSelector: {}, ingress: [{http: [{methods: [GET]}], ports: [{protocol: UDP, port: 80}]}]}`, "http and grpc need TCP"},
 		{"an action that does not exist", meshPolicy + `  {podSelector: {}, ingress: [{action: Permit}]}`, `supported values: "Allow", "Deny", "Pass", "Log"`},
 		{"no podSelector", meshPolicy + `  {ingress: [{}]}`, "podSelector"},
 		{"an empty list of peers", meshPolicy + `  {podSelector: {}, ingress: [{from: []}]}`, "spec.ingress[0].from"},
