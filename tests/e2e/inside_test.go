@@ -24,8 +24,10 @@ import (
 
 func portNumber(n int) intstr.IntOrString { return intstr.FromInt32(int32(n)) }
 
-// patience is how long an attempt waits until it counts as dropped.
-const patience = time.Second
+// patience is how long an attempt waits until it counts as dropped. It is
+// longer than a sidecar waits for the control plane to tell it of a peer that it
+// never met (2 s), so that a slow machine drops nothing that is allowed.
+const patience = 2500 * time.Millisecond
 
 // process is one of a pod's processes on this machine.
 type process struct {

@@ -54,6 +54,14 @@ func TestBetweenNodesNothingOfPodsGoesInClear(t *testing.T) {
 			made := s.run(server("target", append(changes, on("node1"))...), client("client", append(changes, on("node2"))...))
 			target, at := made[0], must[place](t)(made[1].place())
 			const marker = "e2e-marker"
+			// Both sidecars have met their peer, before and not while it is listened to.
+			check(t, eventually(t.Context(), 30*time.Second, "the pods reach each other", func(ctx context.Context) error {
+				got, _, err := at.try(ctx, attempt{protocol: "tcp", to: cell{protocol: "tcp"}.to(target)})
+				if err == nil && !got.open() {
+					err = fmt.Errorf("tcp: %s", got)
+				}
+				return err
+			}))
 			packets, err := s.Capture(t.Context(), "node1", "eth0", "ip or ip6", func(ctx context.Context) error {
 				var failures []error
 				for _, v6 := range []bool{false, true} {

@@ -70,7 +70,7 @@ func play(ctx context.Context, s *stage.Stage, args []string, out, errOut io.Wri
 		}},
 		{"the mesh as this checkout has it", func(ctx context.Context) error { return s.Install(ctx) }},
 		{"the tests", func(ctx context.Context) error {
-			test := append([]string{"test", "-count=1", "-v", "-timeout", "30m", "-parallel", "8", "./tests/e2e/..."}, args...)
+			test := append([]string{"test", "-count=1", "-v", "-timeout", "30m", "-parallel", "5", "./tests/e2e/..."}, args...)
 			return command(ctx, s, []string{"HAUBERK_E2E=1"}, out, errOut, "go", test...)
 		}},
 	} {
