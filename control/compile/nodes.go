@@ -20,10 +20,11 @@ func (c *compiler) mesh() {
 		DenyResponseHeader: m.DenyResponseHeader,
 	}
 	for _, n := range c.sortedNodes() {
-		for _, p := range n.PodCIDRs {
-			out.PodCidrs = append(out.PodCidrs, p.String())
-		}
 		address := &hauberkv1.NodeAddress{Node: n.Name}
+		for _, p := range n.PodCIDRs {
+			address.PodCidrs = append(address.PodCidrs, p.String())
+		}
+		out.PodCidrs = append(out.PodCidrs, address.PodCidrs...)
 		for _, a := range slices.Concat(n.Internal, n.External) {
 			address.Addresses = append(address.Addresses, a.Unmap().String())
 		}

@@ -111,7 +111,7 @@ func New(c Config, logTo io.Writer) (*Agent, error) {
 	if a.tunnel, err = tunnel.New(tunnel.Options{Log: a.log}); err != nil {
 		return nil, err
 	}
-	a.enforcer = newEnforcer(a.log, a.know, a.attachments, fw, a.tunnel)
+	a.enforcer = newEnforcer(a.log, c.NodeName, a.know, a.attachments, fw, a.tunnel)
 	plugin, err := c.plugin()
 	if err != nil {
 		return nil, err

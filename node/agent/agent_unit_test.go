@@ -225,7 +225,7 @@ func TestEnforcer(t *testing.T) {
 	}
 	r := &recorder{}
 	k := newKnowledge()
-	e := newEnforcer(slog.New(slog.DiscardHandler), k, attachments, r, tunnels{})
+	e := newEnforcer(slog.New(slog.DiscardHandler), "node1", k, attachments, r, tunnels{})
 
 	// Nothing but bootstrap pods before the whole configuration, and the kernel
 	// is not touched.

@@ -36,6 +36,7 @@ type Tunnel interface {
 // speak of yet. Only an address that a bootstrap pod inherits is freed.
 type enforcer struct {
 	log         *slog.Logger
+	node        string
 	know        *knowledge
 	attachments *cniserver.Attachments
 	firewall    Firewall
@@ -48,8 +49,8 @@ type enforcer struct {
 	applied  map[string]string // pod UID to the policy set that the kernel has
 }
 
-func newEnforcer(log *slog.Logger, k *knowledge, a *cniserver.Attachments, f Firewall, t Tunnel) *enforcer {
-	return &enforcer{log: log, know: k, attachments: a, firewall: f, tunnel: t, synced: make(chan struct{}), applied: map[string]string{}}
+func newEnforcer(log *slog.Logger, node string, k *knowledge, a *cniserver.Attachments, f Firewall, t Tunnel) *enforcer {
+	return &enforcer{log: log, node: node, know: k, attachments: a, firewall: f, tunnel: t, synced: make(chan struct{}), applied: map[string]string{}}
 }
 
 // AddPod puts an attached pod's policy in place, for the CNI server. A
@@ -119,7 +120,7 @@ func (e *enforcer) sync(ctx context.Context) (known, error) {
 		close(e.synced)
 		e.log.Info("the node's whole configuration is in the kernel", "pods", len(s.workloads))
 	}
-	if err := e.tunnel.Apply(ctx, tunnelState(s)); err != nil {
+	if err := e.tunnel.Apply(ctx, tunnelState(s, e.node)); err != nil {
 		errs = append(errs, fmt.Errorf("program tunnels: %w", err))
 	}
 	return s, errors.Join(errs...)
@@ -206,6 +207,6 @@ func attachedPod(at cniserver.Attachment, s known) firewall.Pod {
 	return p
 }
 
-func tunnelState(s known) tunnel.State {
-	return tunnel.State{Enabled: s.mesh.strict, Strict: s.mesh.strict, Peers: s.peers, PodCIDRs: s.mesh.podCIDRs}
+func tunnelState(s known, node string) tunnel.State {
+	return tunnel.State{Enabled: s.mesh.strict, Strict: s.mesh.strict, Peers: s.peers, PodCIDRs: s.mesh.podCIDRs, Local: s.mesh.ranges[node]}
 }

@@ -53,7 +53,8 @@ type mesh struct {
 	roots       [][]byte
 	podCIDRs    []netip.Prefix
 	hosts       []netip.Addr
-	nodes       map[netip.Addr]string // the node that has an address
+	nodes       map[netip.Addr]string     // the node that has an address
+	ranges      map[string][]netip.Prefix // a node's pod ranges
 	strict      bool
 }
 

@@ -21,11 +21,14 @@ func readMesh(m *hauberkv1.Mesh) (*mesh, error) {
 		return nil, fmt.Errorf("pod address ranges: %w", err)
 	}
 	out := &mesh{trustDomain: m.GetTrustDomain(), roots: m.GetRoots(), podCIDRs: pods, strict: m.GetEncryptionStrict(),
-		nodes: map[netip.Addr]string{}}
+		nodes: map[netip.Addr]string{}, ranges: map[string][]netip.Prefix{}}
 	for _, n := range m.GetNodes() {
 		addresses, err := readAddresses(n.GetAddresses())
 		if err != nil {
 			return nil, fmt.Errorf("addresses of node %s: %w", n.GetNode(), err)
+		}
+		if out.ranges[n.GetNode()], err = readPrefixes(n.GetPodCidrs()); err != nil {
+			return nil, fmt.Errorf("pod address ranges of node %s: %w", n.GetNode(), err)
 		}
 		out.hosts = append(out.hosts, addresses...)
 		for _, a := range addresses {

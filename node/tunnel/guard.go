@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strconv"
 
 	"github.com/vishvananda/netlink"
 	"sigs.k8s.io/knftables"
@@ -16,6 +17,15 @@ import (
 // learns the tunnel's MTU. It is there before there is a tunnel, and stays when
 // the agent or the device dies.
 //
+// A pod that has gone leaves its address without a route of its own, and what is
+// still sent to it would follow the default route, in the clear and often in a
+// circle. TCP is answered with a reset, as a host answers for a port that is
+// closed, so that clients turn to another pod at once; it comes from the pod's
+// address and is led into the tunnel as the pod's own packets were. An ICMP error
+// would come from the node, by the underlay, and quote what must not be seen.
+// For the same reason nothing from pod to pod leaves by the underlay, whether or
+// not the node that has the address is known to have a tunnel.
+//
 // A NodePort of another node is the exception: it is the node that the pod
 // speaks to, and the node that hands on (DNAT); such packets arrive on the
 // underlay.
@@ -24,7 +34,11 @@ func (t *Tunnel) guard(ctx context.Context) error {
 	tx.Add(&knftables.Table{})
 	tx.Delete(&knftables.Table{})
 	if t.state.Enabled {
-		t.guardRules(tx)
+		links, err := underlayLinks(t.name, t.state.Peers)
+		if err != nil {
+			return err
+		}
+		t.guardRules(tx, links)
 	}
 	text := tx.String()
 	if text == t.guarded {
@@ -37,13 +51,18 @@ func (t *Tunnel) guard(ctx context.Context) error {
 	return nil
 }
 
-func (t *Tunnel) guardRules(tx *knftables.Transaction) {
+func (t *Tunnel) guardRules(tx *knftables.Transaction, underlay []string) {
 	tx.Add(&knftables.Table{Comment: knftables.PtrTo("Hauberk: pod traffic between nodes is encrypted")})
 	var remote []netip.Prefix
 	for _, p := range t.state.Peers {
 		remote = append(remote, p.AllowedIPs...)
 	}
-	for name, in := range map[string][]netip.Prefix{"pods": t.state.PodCIDRs, "remote": remote} {
+	sets := []struct {
+		name     string
+		prefixes []netip.Prefix
+	}{{"pods", t.state.PodCIDRs}, {"local", t.state.Local}, {"remote", remote}}
+	for _, set := range sets {
+		name, in := set.name, set.prefixes
 		four, six := split(in)
 		for _, s := range []struct {
 			name, kind string
@@ -60,9 +79,15 @@ func (t *Tunnel) guardRules(tx *knftables.Transaction) {
 	add := func(format string, args ...any) {
 		tx.Add(&knftables.Rule{Chain: "forward", Rule: fmt.Sprintf(format, args...)})
 	}
+	tx.Add(&knftables.Set{Name: "underlay", Type: "ifname"})
+	for _, link := range underlay {
+		tx.Add(&knftables.Element{Set: "underlay", Key: []string{strconv.Quote(link)}})
+	}
 	if t.state.Strict {
 		for _, f := range []struct{ ip, version string }{{"ip", "4"}, {"ip6", "6"}} {
 			add(`%s saddr @pods%s %s daddr @remote%s oifname != %q counter drop`, f.ip, f.version, f.ip, f.version, t.name)
+			add(`%s saddr @pods%s %s daddr @local%s oifname @underlay meta l4proto tcp counter reject with tcp reset`, f.ip, f.version, f.ip, f.version)
+			add(`%s saddr @pods%s %s daddr @pods%s oifname @underlay counter drop`, f.ip, f.version, f.ip, f.version)
 			add(`%s saddr @remote%s %s daddr @pods%s iifname != %q ct status & dnat == 0 counter drop`, f.ip, f.version, f.ip, f.version, t.name)
 		}
 	}

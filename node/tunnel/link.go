@@ -94,6 +94,45 @@ func underlayMTU(peers []Peer) int {
 	return least
 }
 
+// underlayLinks are the names of the links that lead out of the node: those of
+// default routes, and those that lead to peers.
+func underlayLinks(tunnel string, peers []Peer) ([]string, error) {
+	indexes := map[int]bool{}
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		routes, err := netlink.RouteListFiltered(family, &netlink.Route{Dst: nil}, netlink.RT_FILTER_DST)
+		if err != nil {
+			return nil, fmt.Errorf("list default routes: %w", err)
+		}
+		for _, r := range routes {
+			indexes[r.LinkIndex] = true
+			for _, hop := range r.MultiPath {
+				indexes[hop.LinkIndex] = true
+			}
+		}
+	}
+	for _, p := range peers {
+		for _, e := range p.Endpoints {
+			routes, err := netlink.RouteGet(e.Addr().Unmap().AsSlice())
+			if err != nil {
+				continue // no way to it, and so none in the clear
+			}
+			for _, r := range routes {
+				indexes[r.LinkIndex] = true
+			}
+		}
+	}
+	var names []string
+	for index := range indexes {
+		link, err := netlink.LinkByIndex(index)
+		if err != nil || link.Attrs().Name == tunnel || link.Attrs().Flags&net.FlagLoopback != 0 {
+			continue // gone since, or a way that does not lead out
+		}
+		names = append(names, link.Attrs().Name)
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
 func linkMTU(name string) int {
 	link, err := netlink.LinkByName(name)
 	if err != nil {

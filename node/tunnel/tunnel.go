@@ -63,6 +63,9 @@ type State struct {
 	Peers  []Peer
 	// PodCIDRs is the addresses of all pods: what comes from them is led in.
 	PodCIDRs []netip.Prefix
+	// Local is the addresses of this node's pods, those that are there and those
+	// that have gone.
+	Local []netip.Prefix
 }
 
 // Status is what the tunnel is.
@@ -217,6 +220,12 @@ func (t *Tunnel) converge(ctx context.Context, client *wgctrl.Client) error {
 	defer t.mu.Unlock()
 	if t.applied && !t.state.Enabled {
 		return t.remove(ctx)
+	}
+	if t.applied {
+		// The underlay's links come and go, and the guard names them.
+		if err := t.guard(ctx); err != nil {
+			return fmt.Errorf("guard pod traffic against leaving in the clear: %w", err)
+		}
 	}
 	backend, err := ensureLink(t.name)
 	if err != nil {

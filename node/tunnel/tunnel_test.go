@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -124,7 +125,9 @@ func (n *node) peer() Peer {
 
 func (n *node) apply(s State) {
 	n.t.Helper()
-	if err := n.tunnel.Apply(n.t.Context(), s); err != nil {
+	var err error
+	n.ns.Do(func() { err = n.tunnel.Apply(n.t.Context(), s) })
+	if err != nil {
 		n.t.Fatal(err)
 	}
 }
@@ -192,6 +195,37 @@ func connect(t *testing.T, a, b *node) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// departed leads all that has no route of its own to the other node.
+func departed(t *testing.T, n, other *node) {
+	t.Helper()
+	l, err := netlink.LinkByName("under")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for gw, dst := range map[string]string{other.addr.String(): "0.0.0.0/0", "fd77::2": "::/0"} {
+		if err := netlink.RouteAdd(&netlink.Route{Dst: ipNet(netip.MustParsePrefix(dst)), Gw: net.ParseIP(gw), LinkIndex: l.Attrs().Index}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// dial tries to reach port 8080 of an address from the node's pod, and wants an
+// answer.
+func (n *node) dial(network, to string) (err error) {
+	n.pod.Do(func() {
+		var c net.Conn
+		if c, err = net.DialTimeout(network, net.JoinHostPort(to, "8080"), 500*time.Millisecond); err != nil {
+			return
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(200 * time.Millisecond))
+		if _, err = c.Write([]byte("hello")); err == nil {
+			_, err = c.Read(make([]byte, 16))
+		}
+	})
+	return err
 }
 
 // echo sends n bytes by UDP from one pod to the other and back.
@@ -301,8 +335,8 @@ func TestTunnel(t *testing.T) {
 	}
 	apply := func() {
 		t.Helper()
-		a.apply(State{Enabled: true, Strict: true, Peers: []Peer{b.peer()}, PodCIDRs: cidrs})
-		b.apply(State{Enabled: true, Strict: true, Peers: []Peer{a.peer()}, PodCIDRs: cidrs})
+		a.apply(State{Enabled: true, Strict: true, Peers: []Peer{b.peer()}, PodCIDRs: cidrs, Local: a.pods})
+		b.apply(State{Enabled: true, Strict: true, Peers: []Peer{a.peer()}, PodCIDRs: cidrs, Local: b.pods})
 	}
 	apply()
 	whole := func() bool { return echo(a, b, 0, 100) && echo(b, a, 1, 100) }
@@ -325,6 +359,25 @@ func TestTunnel(t *testing.T) {
 	if clear != 0 || encrypted == 0 {
 		t.Errorf("on the underlay: %d clear and %d encrypted packets, want 0 and some", clear, encrypted)
 	}
+	// A pod of a that has gone: without a route of its own its address has b's
+	// node as the next hop, as a default route would have it.
+	a.ns.Do(func() { departed(t, a, b) })
+	for _, from := range []*node{a, b} {
+		for _, to := range []string{"10.7.1.9", "fd00:7:1::9"} {
+			clear, _ := a.sniff("under", func() {
+				if got := from.dial("tcp", to); !errors.Is(got, unix.ECONNREFUSED) {
+					t.Errorf("TCP from a pod of %s to %s, which has gone: %v, want it refused", from.name, to, got)
+				}
+				if from.dial("udp", to) == nil {
+					t.Errorf("UDP from a pod of %s to %s, which has gone: an answer", from.name, to)
+				}
+			})
+			if clear != 0 {
+				t.Errorf("from a pod of %s to %s, which has gone: %d packets left in the clear", from.name, to, clear)
+			}
+		}
+	}
+
 	var s Status
 	a.ns.Do(func() { s = a.tunnel.Status() })
 	if s.MTU != 1420 || s.Backend != "userspace" && s.Backend != "kernel" || len(s.Peers) != 1 || s.Peers[0].LastHandshake.IsZero() || s.Problem != "" {

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/hauberk-mesh/hauberk/tests/stage"
 )
 
@@ -80,6 +82,51 @@ func TestBetweenNodesNothingOfPodsGoesInClear(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// What is still sent to a pod that has gone has no route of its own, and would
+// follow the default route.
+func TestWhatIsSentToADepartedPodGoesNowhere(t *testing.T) {
+	w := together(t)
+	s := w.space(t, "departed", nil)
+	made := s.run(server("target", on("node1")), client("near", on("node1")), client("far", on("node2")))
+	target := made[0]
+	from := map[string]place{"its node": must[place](t)(made[1].place()), "another node": must[place](t)(made[2].place())}
+	for where, at := range from {
+		got, _, err := at.try(t.Context(), attempt{protocol: "tcp", to: cell{protocol: "tcp"}.to(target)})
+		if err != nil || !got.open() {
+			t.Fatalf("before, from %s: %s %v", where, got, err)
+		}
+	}
+	now := int64(0)
+	check(t, w.client.CoreV1().Pods(s.name).Delete(t.Context(), target.Name, metav1.DeleteOptions{GracePeriodSeconds: &now}))
+	within(t, 30*time.Second, "the pod's route is gone", func(ctx context.Context) error {
+		got, err := s.OnNode(ctx, "node1", "ip", "route", "show", target.v4.String())
+		if err == nil && strings.TrimSpace(got.Out) != "" {
+			err = errors.New(got.Out)
+		}
+		return err
+	})
+	packets, err := s.Capture(t.Context(), "node1", "eth0", "ip or ip6", func(ctx context.Context) error {
+		var failures []error
+		for where, at := range from {
+			for _, v6 := range []bool{false, true} {
+				for protocol, want := range map[string]seen{"tcp": refused, "udp": dropped} {
+					if got, _, err := at.try(ctx, attempt{protocol: protocol, to: cell{protocol: protocol, v6: v6}.to(target)}); err != nil || got != want {
+						failures = append(failures, fmt.Errorf("%s from %s, IPv6 %v: %s %v, want %s", protocol, where, v6, got, err, want))
+					}
+				}
+			}
+		}
+		return errors.Join(failures...)
+	})
+	check(t, err)
+	for i := range packets {
+		p := &packets[i]
+		if to := p.Destination.Addr(); to == target.v4 || to == target.v6 {
+			t.Errorf("on node1's underlay: %s → %s, protocol %d, %q", p.Source, p.Destination, p.Protocol, clip(p.Payload))
+		}
 	}
 }
 

@@ -720,9 +720,11 @@ func (x *Mesh) GetDenyResponseHeader() bool {
 }
 
 type NodeAddress struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	Addresses     []string               `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Node      string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Addresses []string               `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	// The ranges that the node's pods have addresses of.
+	PodCidrs      []string `protobuf:"bytes,3,rep,name=pod_cidrs,json=podCidrs,proto3" json:"pod_cidrs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -767,6 +769,13 @@ func (x *NodeAddress) GetNode() string {
 func (x *NodeAddress) GetAddresses() []string {
 	if x != nil {
 		return x.Addresses
+	}
+	return nil
+}
+
+func (x *NodeAddress) GetPodCidrs() []string {
+	if x != nil {
+		return x.PodCidrs
 	}
 	return nil
 }
@@ -1642,10 +1651,11 @@ const file_hauberk_v1_discovery_proto_rawDesc = "" +
 	"\x05nodes\x18\x05 \x03(\v2\x17.hauberk.v1.NodeAddressR\x05nodes\x123\n" +
 	"\ttelemetry\x18\x06 \x01(\v2\x15.hauberk.v1.TelemetryR\ttelemetry\x12+\n" +
 	"\x11encryption_strict\x18\a \x01(\bR\x10encryptionStrict\x120\n" +
-	"\x14deny_response_header\x18\b \x01(\bR\x12denyResponseHeader\"?\n" +
+	"\x14deny_response_header\x18\b \x01(\bR\x12denyResponseHeader\"\\\n" +
 	"\vNodeAddress\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1c\n" +
-	"\taddresses\x18\x02 \x03(\tR\taddresses\"v\n" +
+	"\taddresses\x18\x02 \x03(\tR\taddresses\x12\x1b\n" +
+	"\tpod_cidrs\x18\x03 \x03(\tR\bpodCidrs\"v\n" +
 	"\tTelemetry\x12#\n" +
 	"\rotlp_endpoint\x18\x01 \x01(\tR\fotlpEndpoint\x12%\n" +
 	"\x0esampling_ratio\x18\x02 \x01(\x01R\rsamplingRatio\x12\x1d\n" +
