@@ -182,6 +182,7 @@ const afterSuccess = `
 The cluster stays up, with the mesh and the bank. Try (after the export line above):
   kubectl -n yaobank port-forward service/customer 8080:80    then open http://localhost:8080/
   hauberk status
+  hauberk flows -n yaobank                                    who was denied, and by what
   hauberk policy explain yaobank/customer yaobank/database --port 2379
   hauberk identity show yaobank/customer
   hauberk node rules node1
