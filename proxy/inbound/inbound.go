@@ -26,6 +26,7 @@ import (
 	"github.com/hauberk-mesh/hauberk/proxy/connections"
 	"github.com/hauberk-mesh/hauberk/proxy/directory"
 	"github.com/hauberk-mesh/hauberk/proxy/exchange"
+	"github.com/hauberk-mesh/hauberk/proxy/hangup"
 	"github.com/hauberk-mesh/hauberk/proxy/relay"
 	"github.com/hauberk-mesh/hauberk/proxy/sniff"
 	"github.com/hauberk-mesh/hauberk/proxy/socket"
@@ -60,6 +61,7 @@ type Options struct {
 	Dial      func(ctx context.Context, network, address string) (net.Conn, error)
 	Principal func() string
 	Timeouts  exchange.Timeouts
+	Hangups   *hangup.Watcher
 	Log       *slog.Logger
 }
 

@@ -22,6 +22,7 @@ import (
 	"github.com/hauberk-mesh/hauberk/proxy/connections"
 	"github.com/hauberk-mesh/hauberk/proxy/directory"
 	"github.com/hauberk-mesh/hauberk/proxy/exchange"
+	"github.com/hauberk-mesh/hauberk/proxy/hangup"
 	"github.com/hauberk-mesh/hauberk/proxy/relay"
 	"github.com/hauberk-mesh/hauberk/proxy/sniff"
 	"github.com/hauberk-mesh/hauberk/proxy/socket"
@@ -49,6 +50,7 @@ type Options struct {
 	// Principal is the own SPIFFE ID.
 	Principal func() string
 	Timeouts  exchange.Timeouts
+	Hangups   *hangup.Watcher
 	Log       *slog.Logger
 }
 
