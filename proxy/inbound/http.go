@@ -28,6 +28,7 @@ type requests struct {
 }
 
 func (c *connection) serveHTTP(ctx context.Context) {
+	c.pass.Opened()
 	c.live.SetProtocol(telemetry.ProtocolHTTP1)
 	c.live.OnWake(c.client.WakeIdle)
 	h := &requests{connection: c, ctx: ctx, base: c.record(telemetry.ProtocolHTTP1)}

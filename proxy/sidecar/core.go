@@ -67,6 +67,8 @@ type CoreOptions struct {
 	// Resource describes the process beyond what its workload says.
 	Resource []attribute.KeyValue
 	Timeouts exchange.Timeouts
+	// Limits of each listener; zero for the defaults.
+	Limits connections.Limits
 }
 
 // Core is the data path without its listeners.
@@ -93,6 +95,9 @@ func NewCore(o CoreOptions) *Core {
 	if o.Timeouts == (exchange.Timeouts{}) {
 		o.Timeouts = exchange.DefaultTimeouts
 	}
+	if o.Limits == (connections.Limits{}) {
+		o.Limits = connections.DefaultLimits()
+	}
 	c := &Core{opts: o, Directory: directory.New(o.PodUID, o.Log), Connections: &connections.Registry{}, Registry: prometheus.NewRegistry(),
 		Flows: flow.NewRing(keptFlows, flowsPerSecond)}
 	c.Registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -114,8 +119,10 @@ func NewCore(o CoreOptions) *Core {
 		o.Log.Error("clients that vanish during a request are noticed late", "error", err.Error())
 	}
 	c.Outbound = outbound.New(outbound.Options{Directory: c.Directory, Upstreams: c.Upstreams, Observer: c.Observer,
-		Connections: c.Connections, OriginalDestination: o.Outbound, Dial: dial, Principal: principal, Timeouts: o.Timeouts, Hangups: c.hangups, Log: o.Log})
+		Connections: c.Connections, Gate: connections.NewGate(connections.Limits{Connections: o.Limits.Connections}, telemetry.Outbound, c.Observer.Refused, o.Log),
+		OriginalDestination: o.Outbound, Dial: dial, Principal: principal, Timeouts: o.Timeouts, Hangups: c.hangups, Log: o.Log})
 	c.Inbound = inbound.New(inbound.Options{Directory: c.Directory, Observer: c.Observer, Connections: c.Connections,
+		Gate:                connections.NewGate(o.Limits, telemetry.Inbound, c.Observer.Refused, o.Log),
 		TLS:                 identity.ServerTLS(o.Source, identity.WithALPN(names.ALPNHTTP1, names.ALPNTCP)),
 		OriginalDestination: o.Inbound, Foreign: o.Foreign, Dial: dial, Principal: principal, Timeouts: o.Timeouts, Hangups: c.hangups, Log: o.Log})
 	return c
