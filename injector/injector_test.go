@@ -59,6 +59,9 @@ func plain(name string, f func(*corev1.Pod)) *corev1.Pod {
 	return p
 }
 
+// placeholderBundle has the form of a trust bundle.
+const placeholderBundle = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+
 // injected is one as the injector makes it.
 func injected(t *testing.T, name string, f func(*corev1.Pod)) *corev1.Pod {
 	t.Helper()
@@ -78,10 +81,13 @@ func injected(t *testing.T, name string, f func(*corev1.Pod)) *corev1.Pod {
 func TestRealAPIServer(t *testing.T) {
 	admin := startAPIServer(t)
 	client := kubernetes.NewForConfigOrDie(admin)
-	for name, label := range map[string]string{names.Namespace: "enabled", "bank": "enabled", "plain": "", "off": "disabled"} {
+	for name, label := range map[string]string{names.Namespace: "enabled", "bank": "enabled", "plain": "", "off": "disabled", "canary": "enabled"} {
 		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}
 		if label != "" {
 			ns.Labels = map[string]string{names.LabelInject: label}
+		}
+		if name == "canary" {
+			ns.Labels[names.LabelRevision] = name
 		}
 		if _, err := client.CoreV1().Namespaces().Create(t.Context(), ns, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
@@ -118,6 +124,15 @@ func testPolicy(t *testing.T, client kubernetes.Interface) {
 		return func(p *corev1.Pod) { f(&p.Spec.InitContainers[0]) }
 	}
 	const missing, foreign, reserved = "has no sidecar", "is not Hauberk's sidecar", "are the sidecar's"
+	const revision = "and the only one is default"
+	revisioned := func(rev string) func(*corev1.Pod) {
+		return func(p *corev1.Pod) {
+			if p.Labels == nil {
+				p.Labels = map[string]string{}
+			}
+			p.Labels[names.LabelRevision] = rev
+		}
+	}
 	for i, tc := range []struct {
 		name, namespace string
 		pod             *corev1.Pod
@@ -169,6 +184,14 @@ func testPolicy(t *testing.T, client kubernetes.Interface) {
 		{"token mounted by the application", "bank", injected(t, "", func(p *corev1.Pod) {
 			p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: patch.TokenVolume, MountPath: "/t"}}
 		}), reserved},
+		{"own sidecar under another revision", "bank", injected(t, "", revisioned("canary")), revision},
+		{"another revision without a sidecar", "bank", plain("", revisioned("canary")), revision},
+		{"own sidecar in a namespace of another revision", "canary", injected(t, "", nil), revision},
+		{"back to this revision", "canary", injected(t, "", revisioned("default")), ""},
+		{"this revision by name", "bank", injected(t, "", revisioned("default")), ""},
+		{"empty revision", "bank", injected(t, "", revisioned("")), ""},
+		{"another revision outside of the mesh", "plain", plain("", revisioned("canary")), ""},
+		{"another revision, opted out", "canary", plain("", label("disabled")), ""},
 		{"other user and groups", "bank", injected(t, "", func(p *corev1.Pod) {
 			p.Spec.SecurityContext = &corev1.PodSecurityContext{RunAsUser: ptr(int64(1000)), FSGroup: ptr(int64(1000)), SupplementalGroups: []int64{7}}
 		}), ""},
