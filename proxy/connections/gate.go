@@ -176,6 +176,46 @@ func (p *Pass) Leave() {
 	p.gate.drop(p)
 }
 
+// Listener is l with the connections that the gate admits. They leave when they
+// are closed.
+func (g *Gate) Listener(l net.Listener) net.Listener { return &gated{l, g} }
+
+type gated struct {
+	net.Listener
+	gate *Gate
+}
+
+// Accept returns the next one that is admitted.
+func (l *gated) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		source := netip.Addr{}
+		if a, ok := c.RemoteAddr().(*net.TCPAddr); ok {
+			source = a.AddrPort().Addr()
+		}
+		if p := l.gate.Enter(source, c); p != nil {
+			return &admitted{c, p}, nil
+		}
+	}
+}
+
+type admitted struct {
+	net.Conn
+	pass *Pass
+}
+
+// Close closes and leaves.
+func (c *admitted) Close() error {
+	c.pass.Leave()
+	return c.Conn.Close()
+}
+
+// NetConn is the connection underneath.
+func (c *admitted) NetConn() net.Conn { return c.Conn }
+
 // class counts connections by source and knows the source that has most.
 type class struct {
 	n       int

@@ -162,3 +162,52 @@ func BenchmarkGateFull(b *testing.B) {
 		g.Enter(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), c)
 	}
 }
+
+// TestListener: a gate before a server that knows nothing of it.
+func TestListener(t *testing.T) {
+	g, refused := gate(Limits{Connections: 2})
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := g.Listener(inner)
+	defer l.Close()
+	accepted := make(chan net.Conn, 4)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				close(accepted)
+				return
+			}
+			accepted <- c
+		}
+	}()
+	dial := func() net.Conn {
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			return nil // turned away before connect(2) returned
+		}
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	dial()
+	dial()
+	first, second := <-accepted, <-accepted
+	if c := dial(); c != nil {
+		if _, err := c.Read(make([]byte, 1)); err == nil {
+			t.Error("a third one is served")
+		}
+	}
+	first.Close()
+	dial()
+	third := <-accepted
+	second.Close()
+	third.Close()
+	g.mu.Lock()
+	left := g.all.n
+	g.mu.Unlock()
+	if left != 0 || refused["connection_limit"] != 1 {
+		t.Errorf("%d are left, refused %v", left, refused)
+	}
+}
