@@ -17,12 +17,13 @@ import (
 
 // What a connection may cost, for the defaults: idle ones were measured at 20 to
 // 49 KB a pair of sidecars, and one whose ClientHello is still coming holds up
-// to 32 KB of it twice. Two connections in three descriptors are the most a
-// splice takes.
+// to 32 KB of it twice. Each has a descriptor on either side; a splice takes more
+// and does without when there are none. Some stay for all else.
 const (
 	memoryOfOne     = 32 << 10
 	memoryOfOpening = 64 << 10
-	descriptorsOf   = 6
+	descriptorsOf   = 2
+	descriptorsKept = 256
 
 	fewest     = 512
 	most       = 1 << 16
@@ -48,7 +49,7 @@ func DefaultLimits() Limits {
 	l := Limits{Connections: int(min(memory/2/memoryOfOne, most)), Opening: int(min(memory/8/memoryOfOpening, most/8))}
 	var files syscall.Rlimit
 	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files) == nil {
-		l.Connections = int(min(uint64(l.Connections), files.Cur/descriptorsOf))
+		l.Connections = int(min(uint64(l.Connections), (max(files.Cur, descriptorsKept)-descriptorsKept)/descriptorsOf))
 	}
 	l.Connections = max(l.Connections, fewest)
 	l.Opening = max(min(l.Opening, l.Connections/4), fewOpening)
