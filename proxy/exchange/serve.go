@@ -183,6 +183,7 @@ func (s *server) forward(ctx context.Context) (again bool, err error) {
 		s.begin(up)
 		again, err = t.run()
 		s.begin(nil)
+		t.reusable = t.reusable && !s.isGone() // its deadlines may have been moved
 		if t.retry && attempt < maxAttempts {
 			s.handler.Release(up, false)
 			continue

@@ -218,3 +218,23 @@ func TestCancelledRequestLeavesPoolUsable(t *testing.T) {
 		receive(t, "cancelled", app.gone)
 	}
 }
+
+// TestResetBehindResponse: a client that is gone as soon as it has its answer
+// leaves connections to others as they were.
+func TestResetBehindResponse(t *testing.T) {
+	p := newPair(t, setup{app: httpApp(t, newWaiting()), protocol: http1, serverProto: http1, quiet: true})
+	for range 300 {
+		c, err := net.Dial("tcp", p.dial)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+		fmt.Fprint(c, "GET /next HTTP/1.1\r\nHost: x\r\n\r\n")
+		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if status, got := body(t, resp, err); status != 200 || got != "/next" {
+			t.Fatalf("got %d %q", status, got)
+		}
+		_ = c.(*net.TCPConn).SetLinger(0)
+		c.Close()
+	}
+}
