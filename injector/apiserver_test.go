@@ -184,8 +184,8 @@ func eventually(t *testing.T, limit time.Duration, what string, f func() error) 
 	}
 }
 
-// installChart renders the injector's part of the chart with helm's engine and
-// creates every object in it, with strict validation of fields.
+// installChart renders the injector's part of the chart, and what the control plane
+// may do, with helm's engine and creates every object in it, with strict validation of fields.
 func installChart(t *testing.T, cfg *rest.Config) {
 	t.Helper()
 	chart, err := loader.LoadDir("../install/charts/hauberk")
@@ -209,7 +209,7 @@ func installChart(t *testing.T, cfg *rest.Config) {
 	mapper, objects := restmapper.NewDiscoveryRESTMapper(groups), dynamic.NewForConfigOrDie(cfg)
 	created := map[string]int{}
 	for name, content := range files {
-		if !strings.HasPrefix(filepath.Base(name), "injector") {
+		if base := filepath.Base(name); !strings.HasPrefix(base, "injector") && base != "control-rbac.yaml" {
 			continue
 		}
 		docs := utilyaml.NewYAMLReader(bufioReader(content))

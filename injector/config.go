@@ -80,9 +80,7 @@ func serviceAddress(getenv func(string) string) string {
 
 // Validate tells everything that is wrong.
 func (c Config) Validate() error {
-	sidecar := c.Sidecar
-	sidecar.TrustBundle = placeholderBundle // known later
-	errs := []error{sidecar.Validate()}
+	errs := []error{c.Sidecar.ValidateSettings()} // the trust bundle is read from the cluster
 	if c.Namespace == "" {
 		errs = append(errs, errors.New("namespace is empty"))
 	}
@@ -98,6 +96,3 @@ func (c Config) Validate() error {
 	}
 	return errors.Join(errs...)
 }
-
-// placeholderBundle stands for the trust bundle while flags are checked.
-const placeholderBundle = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"

@@ -18,7 +18,9 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	applycorev1 "k8s.io/client-go/applyconfigurations/core/v1"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
 	"github.com/hauberk-mesh/hauberk/injector/certs"
 	"github.com/hauberk-mesh/hauberk/injector/patch"
@@ -59,6 +61,9 @@ func plain(name string, f func(*corev1.Pod)) *corev1.Pod {
 	return p
 }
 
+// placeholderBundle has the form of a trust bundle.
+const placeholderBundle = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+
 // injected is one as the injector makes it.
 func injected(t *testing.T, name string, f func(*corev1.Pod)) *corev1.Pod {
 	t.Helper()
@@ -78,10 +83,13 @@ func injected(t *testing.T, name string, f func(*corev1.Pod)) *corev1.Pod {
 func TestRealAPIServer(t *testing.T) {
 	admin := startAPIServer(t)
 	client := kubernetes.NewForConfigOrDie(admin)
-	for name, label := range map[string]string{names.Namespace: "enabled", "bank": "enabled", "plain": "", "off": "disabled"} {
+	for name, label := range map[string]string{names.Namespace: "enabled", "bank": "enabled", "plain": "", "off": "disabled", "canary": "enabled"} {
 		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}
 		if label != "" {
 			ns.Labels = map[string]string{names.LabelInject: label}
+		}
+		if name == "canary" {
+			ns.Labels[names.LabelRevision] = name
 		}
 		if _, err := client.CoreV1().Namespaces().Create(t.Context(), ns, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
@@ -101,6 +109,7 @@ func TestRealAPIServer(t *testing.T) {
 		return fmt.Errorf("got %v, want a refusal", err)
 	})
 
+	t.Run("root's Secret", func(t *testing.T) { testRootSecret(t, admin) })
 	t.Run("policy", func(t *testing.T) { testPolicy(t, client) })
 	t.Run("kept", func(t *testing.T) { testKept(t, client) })
 	t.Run("webhook", func(t *testing.T) {
@@ -118,6 +127,15 @@ func testPolicy(t *testing.T, client kubernetes.Interface) {
 		return func(p *corev1.Pod) { f(&p.Spec.InitContainers[0]) }
 	}
 	const missing, foreign, reserved = "has no sidecar", "is not Hauberk's sidecar", "are the sidecar's"
+	const revision = "and the only one is default"
+	revisioned := func(rev string) func(*corev1.Pod) {
+		return func(p *corev1.Pod) {
+			if p.Labels == nil {
+				p.Labels = map[string]string{}
+			}
+			p.Labels[names.LabelRevision] = rev
+		}
+	}
 	for i, tc := range []struct {
 		name, namespace string
 		pod             *corev1.Pod
@@ -169,6 +187,14 @@ func testPolicy(t *testing.T, client kubernetes.Interface) {
 		{"token mounted by the application", "bank", injected(t, "", func(p *corev1.Pod) {
 			p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: patch.TokenVolume, MountPath: "/t"}}
 		}), reserved},
+		{"own sidecar under another revision", "bank", injected(t, "", revisioned("canary")), revision},
+		{"another revision without a sidecar", "bank", plain("", revisioned("canary")), revision},
+		{"own sidecar in a namespace of another revision", "canary", injected(t, "", nil), revision},
+		{"back to this revision", "canary", injected(t, "", revisioned("default")), ""},
+		{"this revision by name", "bank", injected(t, "", revisioned("default")), ""},
+		{"empty revision", "bank", injected(t, "", revisioned("")), ""},
+		{"another revision outside of the mesh", "plain", plain("", revisioned("canary")), ""},
+		{"another revision, opted out", "canary", plain("", label("disabled")), ""},
 		{"other user and groups", "bank", injected(t, "", func(p *corev1.Pod) {
 			p.Spec.SecurityContext = &corev1.PodSecurityContext{RunAsUser: ptr(int64(1000)), FSGroup: ptr(int64(1000)), SupplementalGroups: []int64{7}}
 		}), ""},
@@ -400,5 +426,51 @@ func route(t *testing.T, client kubernetes.Interface, replicas ...*injectorProce
 	}
 	if _, err := client.DiscoveryV1().EndpointSlices(names.Namespace).Create(context.WithoutCancel(t.Context()), slice, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// testRootSecret: the control plane fills the Secret that the chart made and can
+// make none, and another apply of the chart leaves the root alone.
+func testRootSecret(t *testing.T, admin *rest.Config) {
+	rc := rest.CopyConfig(admin)
+	rc.Impersonate = rest.ImpersonationConfig{UserName: "system:serviceaccount:hauberk-system:hauberk-control",
+		Groups: []string{"system:serviceaccounts", "system:serviceaccounts:hauberk-system", "system:authenticated"}}
+	control := kubernetes.NewForConfigOrDie(rc).CoreV1().Secrets(names.Namespace)
+	var secret *corev1.Secret
+	eventually(t, 30*time.Second, "rights of the control plane", func() (err error) {
+		secret, err = control.Get(t.Context(), names.CASecret, metav1.GetOptions{})
+		return err
+	})
+	if len(secret.Data) != 0 || secret.Annotations["helm.sh/resource-policy"] != "keep" {
+		t.Errorf("made with data %v and annotations %v", secret.Data, secret.Annotations)
+	}
+	secret.Data = map[string][]byte{"tls.crt": []byte("root"), "tls.key": []byte("key")}
+	if _, err := control.Update(t.Context(), secret, metav1.UpdateOptions{}); err != nil {
+		t.Fatalf("the control plane can't fill it: %v", err)
+	}
+	other := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "other"}}
+	if _, err := control.Create(t.Context(), other, metav1.CreateOptions{}); !apierrors.IsForbidden(err) {
+		t.Errorf("the control plane makes a Secret: %v", err)
+	}
+	if _, err := control.Get(t.Context(), "hauberk-injector-webhook", metav1.GetOptions{}); !apierrors.IsForbidden(err) {
+		t.Errorf("the control plane reads the injector's Secret: %v", err)
+	}
+	// As an upgrade applies it, also to one that an older control plane made.
+	all := kubernetes.NewForConfigOrDie(admin).CoreV1().Secrets(names.Namespace)
+	for _, kind := range []corev1.SecretType{corev1.SecretTypeOpaque, corev1.SecretTypeTLS} {
+		if kind == corev1.SecretTypeTLS {
+			if err := all.Delete(t.Context(), names.CASecret, metav1.DeleteOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			old := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: names.CASecret}, Type: kind, Data: secret.Data}
+			if _, err := all.Create(t.Context(), old, metav1.CreateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		again := applycorev1.Secret(names.CASecret, names.Namespace).WithAnnotations(secret.Annotations).WithLabels(secret.Labels)
+		got, err := all.Apply(t.Context(), again, metav1.ApplyOptions{FieldManager: "helm", Force: true})
+		if err != nil || string(got.Data["tls.key"]) != "key" || got.Type != kind {
+			t.Errorf("%s after an upgrade: %v of type %s, %v", kind, got.Data, got.Type, err)
+		}
 	}
 }

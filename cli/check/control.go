@@ -170,7 +170,7 @@ func lookIdentity(ctx context.Context, s *state) error {
 		case !root.IsCA:
 			s.bad("delete the ConfigMap: the control plane writes it anew", "trust root %q is no CA certificate", root.Subject)
 		case left <= 0:
-			s.bad("give the mesh a new root: delete Secret "+names.CASecret+", restart the control plane, then every meshed workload", "trust root %q ended at %s", root.Subject, stamp(root.NotAfter))
+			s.bad("give the mesh a new root: remove the data of Secret "+names.CASecret+", restart the control plane, then every meshed workload", "trust root %q ended at %s", root.Subject, stamp(root.NotAfter))
 		case s.now.Before(root.NotBefore):
 			s.bad("look at the clocks of the nodes", "trust root %q is valid only from %s", root.Subject, stamp(root.NotBefore))
 		case left < rootWarning:

@@ -247,7 +247,7 @@ func (a *Authority) renewSelf() error {
 func (a *Authority) audit(ctx context.Context) error {
 	secret, err := a.opts.Client.CoreV1().Secrets(a.opts.Namespace).Get(ctx, names.CASecret, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		return fmt.Errorf("CA secret %s/%s is gone: this process goes on signing with the root in its memory; restart the control plane to begin with a new root",
+		return fmt.Errorf("CA secret %s/%s is gone: this process goes on signing with the root in its memory; restore it, or run `hauberk upgrade` and restart the control plane to begin with a new root",
 			a.opts.Namespace, names.CASecret)
 	}
 	if err != nil {

@@ -17,6 +17,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -30,8 +31,11 @@ import (
 	"google.golang.org/grpc/status"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 
 	hauberkv1 "github.com/hauberk-mesh/hauberk/api/gen/hauberk/v1"
 	"github.com/hauberk-mesh/hauberk/internal/identity"
@@ -53,6 +57,61 @@ func open(t testing.TB, client *fake.Clientset) *Authority {
 	return a
 }
 
+// installed is a cluster in which the installation made the CA's Secret. Like
+// an API server it refuses what is based on an older version.
+func installed() *fake.Clientset {
+	client := fake.NewClientset(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: names.CASecret, Namespace: names.Namespace, ResourceVersion: "0"}})
+	var mu sync.Mutex
+	version := 0
+	client.PrependReactor("update", "secrets", func(action clienttesting.Action) (bool, runtime.Object, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		secret := action.(clienttesting.UpdateAction).GetObject().(*corev1.Secret).DeepCopy()
+		if secret.ResourceVersion != strconv.Itoa(version) {
+			return true, nil, apierrors.NewConflict(action.GetResource().GroupResource(), secret.Name, errors.New("it was changed"))
+		}
+		version++
+		secret.ResourceVersion = strconv.Itoa(version)
+		return true, secret, client.Tracker().Update(action.GetResource(), secret, secret.Namespace)
+	})
+	return client
+}
+
+// newRootSecret is the CA's Secret with a root that was made now.
+func newRootSecret(namespace string, td spiffeid.TrustDomain, now time.Time) (*corev1.Secret, error) {
+	data, err := newRootData(td, now)
+	return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: names.CASecret, Namespace: namespace}, Type: corev1.SecretTypeOpaque, Data: data}, err
+}
+
+// TestSecretIsTheInstallations: the control plane makes no Secret, and fills
+// none that has half a root.
+func TestSecretIsTheInstallations(t *testing.T) {
+	secret := func(data map[string][]byte) *corev1.Secret {
+		return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: names.CASecret, Namespace: names.Namespace}, Data: data}
+	}
+	for _, tc := range []struct {
+		name   string
+		client *fake.Clientset
+		want   string
+	}{
+		{"none", fake.NewClientset(), "hauberk upgrade"},
+		{"key without certificate", fake.NewClientset(secret(map[string][]byte{corev1.TLSPrivateKeyKey: []byte("x")})), "tls.crt is no PEM certificate"},
+		{"certificate without key", fake.NewClientset(secret(map[string][]byte{corev1.TLSCertKey: []byte("x")})), "tls.crt is no PEM certificate"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, err := Open(t.Context(), Options{Client: tc.client, TrustDomain: td, Log: quiet()})
+			if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("got %v, want %q", err, tc.want)
+			}
+			for _, a := range tc.client.Actions() {
+				if a.GetVerb() != "get" {
+					t.Errorf("%s of %s", a.GetVerb(), a.GetResource().Resource)
+				}
+			}
+		})
+	}
+}
+
 func bundle(t *testing.T, client *fake.Clientset) *corev1.ConfigMap {
 	t.Helper()
 	cm, err := client.CoreV1().ConfigMaps(names.Namespace).Get(t.Context(), names.TrustBundleConfigMap, metav1.GetOptions{})
@@ -63,7 +122,7 @@ func bundle(t *testing.T, client *fake.Clientset) *corev1.ConfigMap {
 }
 
 func TestOpenSharesOneRoot(t *testing.T) {
-	client := fake.NewClientset()
+	client := installed()
 	const replicas = 8
 	roots := make([][]byte, replicas)
 	var all sync.WaitGroup
@@ -114,7 +173,6 @@ func TestOpenRefusesSecret(t *testing.T) {
 		change func(*corev1.Secret)
 		want   string
 	}{
-		"empty":       {func(s *corev1.Secret) { s.Data = nil }, "no PEM certificate"},
 		"no key":      {func(s *corev1.Secret) { delete(s.Data, "tls.key") }, "no PEM key"},
 		"another key": {func(s *corev1.Secret) { s.Data["tls.key"] = other(t, td, time.Now()).Data["tls.key"] }, "does not belong"},
 		"two":         {func(s *corev1.Secret) { s.Data["tls.crt"] = append(s.Data["tls.crt"], s.Data["tls.crt"]...) }, "more than one"},
@@ -123,7 +181,7 @@ func TestOpenRefusesSecret(t *testing.T) {
 		}, "not of trust domain"},
 		"expired": {func(s *corev1.Secret) { s.Data = other(t, td, time.Now().Add(-rootLife-time.Hour)).Data }, "expired"},
 		"a leaf": {func(s *corev1.Secret) {
-			a := open(t, fake.NewClientset())
+			a := open(t, installed())
 			svid, _ := a.SelfSource().Current()
 			chain, key, err := svid.Marshal()
 			if err != nil {
@@ -143,7 +201,7 @@ func TestOpenRefusesSecret(t *testing.T) {
 }
 
 func TestAuditRepairsBundle(t *testing.T) {
-	client := fake.NewClientset()
+	client := installed()
 	a := open(t, client)
 	cm := bundle(t, client)
 	cm.Data = map[string]string{names.TrustBundleKey: "drifted", "other": "kept"}
@@ -167,7 +225,12 @@ func TestAuditRepairsBundle(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := client.CoreV1().Secrets(names.Namespace).Update(t.Context(), secret, metav1.UpdateOptions{}); err != nil {
+	present, err := client.CoreV1().Secrets(names.Namespace).Get(t.Context(), names.CASecret, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	present.Data = secret.Data
+	if _, err := client.CoreV1().Secrets(names.Namespace).Update(t.Context(), present, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := a.audit(t.Context()); err == nil || !strings.Contains(err.Error(), "another root") {
@@ -176,7 +239,7 @@ func TestAuditRepairsBundle(t *testing.T) {
 }
 
 func TestSign(t *testing.T) {
-	a := open(t, fake.NewClientset())
+	a := open(t, installed())
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -329,7 +392,7 @@ func testTokens() tokens {
 // serve serves a CA over TLS on loopback.
 func serve(t *testing.T, log *slog.Logger) (*Authority, string) {
 	t.Helper()
-	a := open(t, fake.NewClientset())
+	a := open(t, installed())
 	server, err := NewServer(ServerOptions{Authority: a, Reviewer: testTokens(), Log: log})
 	if err != nil {
 		t.Fatal(err)
@@ -537,7 +600,7 @@ func TestLimiter(t *testing.T) {
 }
 
 func FuzzSign(f *testing.F) {
-	a := open(f, fake.NewClientset())
+	a := open(f, installed())
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		f.Fatal(err)

@@ -34,35 +34,47 @@ type root struct {
 	key  crypto.Signer
 }
 
-// ensureRoot returns the root of the Secret, which it makes if there is none. Of
-// several that try at once, one creates the Secret and the others read it.
+// ensureRoot returns the root of the Secret. The installation makes the Secret
+// without data, because the right to create Secrets can't be limited by name and
+// would be the right to have a token of any service account made; here it is
+// filled. Of several replicas that try at once, one does and the others read.
 func ensureRoot(ctx context.Context, client kubernetes.Interface, namespace string, td spiffeid.TrustDomain, now time.Time) (r *root, created bool, err error) {
 	secrets := client.CoreV1().Secrets(namespace)
 	secret, err := secrets.Get(ctx, names.CASecret, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		var made *corev1.Secret
-		if made, err = newRootSecret(namespace, td, now); err != nil {
+	if err == nil && empty(secret) {
+		filled := secret.DeepCopy()
+		if filled.Data, err = newRootData(td, now); err != nil {
 			return nil, false, err
 		}
-		secret, err = secrets.Create(ctx, made, metav1.CreateOptions{})
+		// The resource version of what was read makes the first one win.
+		secret, err = secrets.Update(ctx, filled, metav1.UpdateOptions{})
 		created = err == nil
-		if apierrors.IsAlreadyExists(err) {
+		if apierrors.IsConflict(err) {
 			secret, err = secrets.Get(ctx, names.CASecret, metav1.GetOptions{})
 		}
+	}
+	if apierrors.IsNotFound(err) {
+		return nil, false, fmt.Errorf("CA secret %s/%s is not there: `hauberk upgrade` makes it again, empty, for a new root", namespace, names.CASecret)
 	}
 	if err != nil {
 		return nil, false, fmt.Errorf("CA secret %s/%s: %w", namespace, names.CASecret, err)
 	}
 	r, err = parseRoot(secret, td, now)
 	if err != nil {
-		return nil, false, fmt.Errorf("CA secret %s/%s: %w; restore it, or delete it and restart the control plane to begin with a new root",
+		return nil, false, fmt.Errorf("CA secret %s/%s: %w; restore it, or remove its data and restart the control plane to begin with a new root",
 			namespace, names.CASecret, err)
 	}
 	return r, created, nil
 }
 
-// newRootSecret makes a self-signed root.
-func newRootSecret(namespace string, td spiffeid.TrustDomain, now time.Time) (*corev1.Secret, error) {
+// empty reports a Secret as the installation makes it. One with half a root is
+// not empty: it is not for us to overwrite.
+func empty(secret *corev1.Secret) bool {
+	return len(secret.Data[corev1.TLSCertKey]) == 0 && len(secret.Data[corev1.TLSPrivateKeyKey]) == 0
+}
+
+// newRootData makes a self-signed root.
+func newRootData(td spiffeid.TrustDomain, now time.Time) (map[string][]byte, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("make the root's key: %w", err)
@@ -89,13 +101,9 @@ func newRootSecret(namespace string, td spiffeid.TrustDomain, now time.Time) (*c
 	if err != nil {
 		return nil, fmt.Errorf("encode the root's key: %w", err)
 	}
-	return &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{Name: names.CASecret, Namespace: namespace, Labels: labels()},
-		Type:       corev1.SecretTypeTLS,
-		Data: map[string][]byte{
-			corev1.TLSCertKey:       pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
-			corev1.TLSPrivateKeyKey: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}),
-		},
+	return map[string][]byte{
+		corev1.TLSCertKey:       pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
+		corev1.TLSPrivateKeyKey: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}),
 	}, nil
 }
 

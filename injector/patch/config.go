@@ -75,6 +75,12 @@ func (c Config) withDefaults() Config {
 
 // Validate tells everything that is wrong with the configuration.
 func (c Config) Validate() error {
+	return errors.Join(c.ValidateSettings(), ValidateBundle(c.TrustBundle))
+}
+
+// ValidateSettings is Validate without the trust bundle, which an injector does
+// not know when it starts.
+func (c Config) ValidateSettings() error {
 	c = c.withDefaults()
 	var errs []error
 	if c.Image == "" {
@@ -92,9 +98,6 @@ func (c Config) Validate() error {
 	}
 	if msgs := validation.IsDNS1123Subdomain(c.TrustDomain); len(msgs) > 0 {
 		errs = append(errs, fmt.Errorf("trust domain %q: %s", c.TrustDomain, strings.Join(msgs, "; ")))
-	}
-	if err := ValidateBundle(c.TrustBundle); err != nil {
-		errs = append(errs, err)
 	}
 	if msgs := validation.IsValidLabelValue(c.Revision); len(msgs) > 0 {
 		errs = append(errs, fmt.Errorf("revision %q: %s", c.Revision, strings.Join(msgs, "; ")))

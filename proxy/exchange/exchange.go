@@ -6,6 +6,7 @@ import (
 
 	"github.com/hauberk-mesh/hauberk/policy"
 	"github.com/hauberk-mesh/hauberk/proxy/canonical"
+	"github.com/hauberk-mesh/hauberk/proxy/hangup"
 	"github.com/hauberk-mesh/hauberk/proxy/http1"
 )
 
@@ -79,6 +80,9 @@ type Handler interface {
 // Options are the same for all connections of a listener.
 type Options struct {
 	Timeouts Timeouts
+	// Hangups tells of clients that end or vanish while their request is
+	// answered; nil for nobody.
+	Hangups *hangup.Watcher
 	// DefaultAuthority is the Host for requests that have none (HTTP/1.0).
 	DefaultAuthority string
 	// KeepVerdict passes the X-Hauberk fields of responses on: a sidecar trusts

@@ -24,6 +24,7 @@ type server struct {
 	x    Exchange
 	t    trip
 	last bool // the last response was sent
+	presence
 }
 
 // Serve carries exchanges until the client ends, an error makes the connection
@@ -34,6 +35,8 @@ func Serve(ctx context.Context, client *Conn, h Handler, options *Options) error
 	s.x.HTTP.Header = s.x.headerValues
 	stop := context.AfterFunc(ctx, func() { _ = client.Conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
+	unwatch := options.Hangups.Watch(client.Conn, s.tell)
+	defer unwatch()
 	for {
 		again, err := s.one(ctx)
 		if err != nil {
@@ -163,6 +166,9 @@ func isTimeout(err error) bool {
 // another connection while nothing of the request can have been acted on.
 func (s *server) forward(ctx context.Context) (again bool, err error) {
 	for attempt := 0; ; attempt++ {
+		if s.isGone() {
+			return false, s.abandon()
+		}
 		up, err := s.handler.Connect(ctx, &s.x, attempt)
 		if err != nil {
 			var refusal *Refusal
@@ -174,7 +180,10 @@ func (s *server) forward(ctx context.Context) (again bool, err error) {
 		}
 		s.t = trip{server: s, up: up, reused: up.Used}
 		t := &s.t
+		s.begin(up)
 		again, err = t.run()
+		s.begin(nil)
+		t.reusable = t.reusable && !s.isGone() // its deadlines may have been moved
 		if t.retry && attempt < maxAttempts {
 			s.handler.Release(up, false)
 			continue
@@ -188,9 +197,16 @@ func (s *server) forward(ctx context.Context) (again bool, err error) {
 	}
 }
 
+// abandon notes that nobody waits for the response.
+func (s *server) abandon() error {
+	s.x.Flag, s.x.Err = FlagClientGone, errClientGone
+	return errClientGone
+}
+
 // tunnel hands both connections over to a relay after an accepted Upgrade or
 // CONNECT.
 func (s *server) tunnel(up *Conn) {
+	s.begin(nil) // the relay sees for itself
 	s.client.ClearDeadlines()
 	up.ClearDeadlines()
 	first := s.client.R.Buffered()

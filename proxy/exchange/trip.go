@@ -164,8 +164,10 @@ var errAbandoned = errors.New("the rest of the request's body was not wanted")
 func (t *trip) awaitResponse() (interim bool, err error) {
 	x := &t.x
 	t.up.readWithin(time.Now(), t.options.Timeouts.Response)
+	t.await(true)
+	defer t.await(false)
 	for range 32 {
-		if err := t.up.R.ReadResponse(&x.Response, &x.Request); err != nil {
+		if err := t.readHead(); err != nil {
 			return interim, err
 		}
 		r := &x.Response
@@ -186,6 +188,31 @@ func (t *trip) awaitResponse() (interim bool, err error) {
 	return interim, &http1.Error{Status: 502, Reason: "too many interim responses"}
 }
 
+// readHead reads one head of a response. A client that ended meanwhile is asked
+// whether it still reads.
+func (t *trip) readHead() error {
+	x := &t.x
+	for {
+		err := t.up.R.ReadResponse(&x.Response, &x.Request)
+		if err == nil || !isTimeout(err) {
+			return err
+		}
+		wait, now := t.ask(t.body == nil || len(t.body) > 0)
+		if !wait {
+			return err
+		}
+		if now && x.Request.Minor == 1 {
+			writeStatus(t.client.W, 100, continues)
+			t.client.W.WriteString("\r\n")
+			if err := t.client.W.Flush(); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+var continues = []byte("Continue")
+
 func (t *trip) sendResponse() error {
 	x, w := &t.x, t.client.W
 	chunked := x.Request.Minor == 1
@@ -202,6 +229,7 @@ func (t *trip) sendResponse() error {
 			}
 			now = time.Now()
 			t.up.readWithin(now, t.options.Timeouts.Body)
+			t.recall()
 			t.client.writeWithin(now, t.options.Timeouts.Write)
 		}
 		p, err := body.Next()
@@ -210,6 +238,9 @@ func (t *trip) sendResponse() error {
 		}
 		if err != nil {
 			x.Flag, x.Err = FlagUpstreamReset, err
+			if t.isGone() {
+				err = t.abandon()
+			}
 			_ = w.Flush()
 			t.stop()
 			return err
@@ -275,6 +306,9 @@ func (t *trip) upstreamFailed(err error) (bool, error) {
 	}
 	t.stop()
 	t.up.W.Reset()
+	if t.isGone() {
+		return false, t.abandon()
+	}
 	var syntax *http1.Error
 	broken := errors.As(err, &syntax)
 	if t.reused && fresh && !hadBody && !broken && !isTimeout(err) && x.Request.Idempotent() {

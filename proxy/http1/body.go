@@ -1,6 +1,7 @@
 package http1
 
 import (
+	"bytes"
 	"errors"
 	"io"
 )
@@ -47,8 +48,30 @@ func (b *Body) Start(r *Reader, h *Head) {
 // Done reports whether the whole body was read.
 func (b *Body) Done() bool { return b.done }
 
-// Pending reports whether Next would have to read from the connection.
-func (b *Body) Pending() bool { return !b.done && len(b.r.Buffered()) == 0 }
+// Pending reports whether Next may have to read from the connection, so that
+// what was handed out before should be on its way first. That the end of a
+// chunk is buffered is not enough: Next goes on to the chunk behind it.
+func (b *Body) Pending() bool {
+	p := b.r.Buffered()
+	switch {
+	case b.done:
+		return false
+	case b.framing != Chunked || b.state == chunkData:
+		return len(p) == 0
+	case b.state == chunkEnd:
+		if len(p) < 2 {
+			return true
+		}
+		p = p[2:]
+	}
+	line := bytes.IndexByte(p, '\n')
+	if line < 0 || line+1 == len(p) {
+		return true
+	}
+	// It may be the last chunk, with trailers that are not all here.
+	rest := p[line+1:]
+	return p[0] == '0' && !bytes.HasPrefix(rest, crlfcrlf[:2]) && !bytes.Contains(rest, crlfcrlf)
+}
 
 // Next returns the next piece of the body, valid until the next call, and
 // io.EOF after the last. A body that ends before its framing says so is

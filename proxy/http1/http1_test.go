@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -229,5 +230,44 @@ func BenchmarkReadRequest(b *testing.B) {
 		if err := r.ReadRequest(h); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// TestPending: before Next has to wait, what it gave before must be sent on; the
+// end of a chunk that is here already is no reason to hold it back.
+func TestPending(t *testing.T) {
+	const head = "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+	for _, tc := range []struct {
+		rest    string
+		pending bool
+	}{
+		{"", true},
+		{"\r", true},
+		{"\r\n", true},
+		{"\r\n5", true},
+		{"\r\n5\r\n", true},
+		{"\r\n5\r\nh", false},
+		{"\r\n0\r\n", true},
+		{"\r\n0\r\nX-T: 1\r\n", true},
+		{"\r\n0\r\nX-T: 1\r\n\r\n", false},
+		{"\r\n0\r\n\r\n", false},
+	} {
+		near, far := net.Pipe()
+		go func() { _, _ = io.WriteString(far, head+"5\r\nhello"+tc.rest) }()
+		r := NewReader(near, DefaultLimits)
+		var h Head
+		var b Body
+		if err := r.ReadRequest(&h); err != nil {
+			t.Fatal(err)
+		}
+		b.Start(r, &h)
+		if p, err := b.Next(); err != nil || string(p) != "hello" {
+			t.Fatalf("%q: got %q, %v", tc.rest, p, err)
+		}
+		if got := b.Pending(); got != tc.pending {
+			t.Errorf("%q: pending %v, want %v", tc.rest, got, tc.pending)
+		}
+		near.Close()
+		far.Close()
 	}
 }

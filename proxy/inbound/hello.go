@@ -31,8 +31,9 @@ type helloConn struct {
 	heard bool // the ClientHello was complete
 }
 
-// maxHello bounds what is kept: crypto/tls refuses larger handshake messages.
-const maxHello = 96 << 10
+// maxHello bounds what is kept while a client may be anybody: a ClientHello with
+// post-quantum shares has 2 KB.
+const maxHello = 32 << 10
 
 // Read reads what was peeked at first.
 func (c *helloConn) Read(p []byte) (int, error) {

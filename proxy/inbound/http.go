@@ -28,6 +28,7 @@ type requests struct {
 }
 
 func (c *connection) serveHTTP(ctx context.Context) {
+	c.pass.Opened()
 	c.live.SetProtocol(telemetry.ProtocolHTTP1)
 	c.live.OnWake(c.client.WakeIdle)
 	h := &requests{connection: c, ctx: ctx, base: c.record(telemetry.ProtocolHTTP1)}
@@ -41,7 +42,7 @@ func (c *connection) serveHTTP(ctx context.Context) {
 			h.app.Close()
 		}
 	}()
-	options := &exchange.Options{Timeouts: c.Timeouts, DefaultAuthority: c.target.String(),
+	options := &exchange.Options{Timeouts: c.Timeouts, Hangups: c.Hangups, DefaultAuthority: c.target.String(),
 		Draining: c.Connections.Draining, Stopping: c.Connections.Stopping}
 	if err := exchange.Serve(ctx, c.client, h, options); err != nil {
 		c.Log.Debug("inbound connection ended", "source_address", c.source.String(), "error", err.Error())

@@ -26,6 +26,7 @@ import (
 	"github.com/hauberk-mesh/hauberk/proxy/connections"
 	"github.com/hauberk-mesh/hauberk/proxy/directory"
 	"github.com/hauberk-mesh/hauberk/proxy/exchange"
+	"github.com/hauberk-mesh/hauberk/proxy/hangup"
 	"github.com/hauberk-mesh/hauberk/proxy/relay"
 	"github.com/hauberk-mesh/hauberk/proxy/sniff"
 	"github.com/hauberk-mesh/hauberk/proxy/socket"
@@ -49,6 +50,7 @@ type Options struct {
 	Directory   *directory.Directory
 	Observer    *telemetry.Observer
 	Connections *connections.Registry
+	Gate        *connections.Gate
 	// TLS proves the own identity and requires one of the client.
 	TLS *tls.Config
 	// OriginalDestination is where a connection was going.
@@ -60,6 +62,7 @@ type Options struct {
 	Dial      func(ctx context.Context, network, address string) (net.Conn, error)
 	Principal func() string
 	Timeouts  exchange.Timeouts
+	Hangups   *hangup.Watcher
 	Log       *slog.Logger
 }
 
@@ -80,6 +83,7 @@ type connection struct {
 	source netip.AddrPort
 	target netip.AddrPort
 	live   *connections.Live
+	pass   *connections.Pass
 
 	mtls     *tls.Conn // nil for a plain client
 	peer     identity.Peer
@@ -97,6 +101,10 @@ func (s *Server) Handle(ctx context.Context, raw net.Conn) {
 		socket.Abort(raw)
 		return
 	}
+	if c.pass = s.Gate.Enter(c.source.Addr(), raw); c.pass == nil {
+		return
+	}
+	defer c.pass.Leave()
 	c.live = s.Connections.Add(telemetry.Inbound, raw, c.target.String())
 	defer s.Connections.Remove(c.live)
 	stop := context.AfterFunc(ctx, func() { socket.Abort(raw) })
@@ -162,6 +170,9 @@ func (c *connection) identify(ctx context.Context) bool {
 			return false
 		}
 	}
+	if c.pass.Ended() {
+		return false
+	}
 	if c.mtls == nil && strict {
 		c.Observer.Refused(telemetry.Inbound, "plaintext")
 		c.Log.Info("plaintext connection refused: PeerAuthentication of this port is STRICT",
@@ -187,6 +198,9 @@ func (c *connection) handshake(ctx context.Context) bool {
 	start := time.Now()
 	t, first, err := accept(ctx, c.raw, c.client.R, c.tls, handshakeTimeout)
 	if err != nil {
+		if c.pass.Ended() {
+			return false // the gate has told
+		}
 		c.Observer.Handshake(telemetry.Inbound, time.Since(start), err)
 		c.Log.Info("mTLS handshake refused", "source_address", c.source.String(), "target_address", c.target.String(), "error", err.Error())
 		// crypto/tls has sent the alert that says why; let it arrive.
@@ -374,6 +388,7 @@ func (c *connection) relay(ctx context.Context) {
 		end(exchange.FlagDenied, nil)
 		return
 	}
+	c.pass.Opened()
 	up, err := c.Dial(ctx, "tcp", c.target.String())
 	if err != nil {
 		end(exchange.FlagNoUpstream, err)

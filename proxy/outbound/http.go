@@ -34,7 +34,7 @@ func (c *connection) serveHTTP(ctx context.Context) {
 	c.live.SetProtocol(telemetry.ProtocolHTTP1)
 	c.live.OnWake(c.client.WakeIdle)
 	h := &requests{connection: c, ctx: ctx, base: c.record(telemetry.ProtocolHTTP1)}
-	options := &exchange.Options{Timeouts: c.Timeouts, DefaultAuthority: c.target.String(), KeepVerdict: true,
+	options := &exchange.Options{Timeouts: c.Timeouts, Hangups: c.Hangups, DefaultAuthority: c.target.String(), KeepVerdict: true,
 		Draining: c.Connections.Draining, Stopping: c.Connections.Stopping}
 	if err := exchange.Serve(ctx, c.client, h, options); err != nil {
 		c.Log.Debug("outbound connection ended", "target_address", c.target.String(), "error", err.Error())

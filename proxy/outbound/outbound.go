@@ -22,6 +22,7 @@ import (
 	"github.com/hauberk-mesh/hauberk/proxy/connections"
 	"github.com/hauberk-mesh/hauberk/proxy/directory"
 	"github.com/hauberk-mesh/hauberk/proxy/exchange"
+	"github.com/hauberk-mesh/hauberk/proxy/hangup"
 	"github.com/hauberk-mesh/hauberk/proxy/relay"
 	"github.com/hauberk-mesh/hauberk/proxy/sniff"
 	"github.com/hauberk-mesh/hauberk/proxy/socket"
@@ -42,6 +43,7 @@ type Options struct {
 	Upstreams   *upstream.Set
 	Observer    *telemetry.Observer
 	Connections *connections.Registry
+	Gate        *connections.Gate
 	// OriginalDestination is where a connection was going.
 	OriginalDestination func(net.Conn) (netip.AddrPort, error)
 	// Dial reaches destinations outside of the mesh, without being redirected.
@@ -49,6 +51,7 @@ type Options struct {
 	// Principal is the own SPIFFE ID.
 	Principal func() string
 	Timeouts  exchange.Timeouts
+	Hangups   *hangup.Watcher
 	Log       *slog.Logger
 }
 
@@ -77,6 +80,12 @@ func (s *Server) Handle(ctx context.Context, raw net.Conn) {
 		socket.Abort(raw)
 		return
 	}
+	// All are of one source, the pod itself.
+	pass := s.Gate.Enter(netip.Addr{}, raw)
+	if pass == nil {
+		return
+	}
+	defer pass.Leave()
 	c := &connection{Server: s, client: exchange.NewConn(raw), target: target}
 	c.live = s.Connections.Add(telemetry.Outbound, raw, target.String())
 	defer s.Connections.Remove(c.live)

@@ -18,6 +18,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -90,9 +91,14 @@ func Parse(s string) (Probes, error) {
 	return p, nil
 }
 
-// Handler runs probes against the pod's own address.
+// Handler runs probes against the pod's own address. Whoever reaches the port can
+// ask for them, so that a request chooses nothing but which of the declared
+// probes is meant, and however many ask, each probe runs once at a time and at
+// most once in freshFor: its outcome is shared.
 type Handler struct {
 	probes Probes
+	runs   map[string]*runs
+	fresh  time.Duration
 	pod    netip.Addr
 	dial   func(ctx context.Context, network, address string) (net.Conn, error)
 	client *http.Client
@@ -101,9 +107,29 @@ type Handler struct {
 // defaultTimeout is Kubernetes' default of timeoutSeconds.
 const defaultTimeout = time.Second
 
+// freshFor is how long an outcome stands: far less than a kubelet's least period
+// of a second.
+const freshFor = 100 * time.Millisecond
+
+// runs is the present or last run of one probe.
+type runs struct {
+	mu   sync.Mutex
+	last *run // guarded by mu
+}
+
+type run struct {
+	done  chan struct{}
+	err   error     // set before done is closed
+	ended time.Time // likewise
+}
+
 // New makes a handler; dial must not be redirected.
 func New(probes Probes, pod netip.Addr, dial func(ctx context.Context, network, address string) (net.Conn, error)) *Handler {
-	return &Handler{probes: probes, pod: pod, dial: dial, client: &http.Client{
+	each := make(map[string]*runs, len(probes))
+	for name := range probes {
+		each[name] = &runs{}
+	}
+	return &Handler{probes: probes, runs: each, fresh: freshFor, pod: pod, dial: dial, client: &http.Client{
 		Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true, DisableCompression: true,
 			// The kubelet does not verify either: a probe asks whether the
 			// application answers, not who it is.
@@ -115,23 +141,58 @@ func New(probes Probes, pod netip.Addr, dial func(ctx context.Context, network, 
 
 // ServeHTTP answers /probe/<container>/<kind>: 200, or 503 with the reason.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		w.Header().Set("Allow", "GET, HEAD")
+		http.Error(w, "use GET", http.StatusMethodNotAllowed)
+		return
+	}
 	name := strings.TrimPrefix(r.URL.Path, "/probe/")
 	p, ok := h.probes[name]
 	if !ok {
 		http.Error(w, fmt.Sprintf("no probe %q was injected", name), http.StatusNotFound)
 		return
 	}
-	timeout := defaultTimeout
-	if p.TimeoutSeconds > 0 {
-		timeout = time.Duration(p.TimeoutSeconds) * time.Second
-	}
-	ctx, cancel := context.WithTimeout(r.Context(), timeout)
-	defer cancel()
-	if err := h.run(ctx, p); err != nil {
+	if err := h.share(r.Context(), h.runs[name], p); err != nil {
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		return
 	}
 	_, _ = io.WriteString(w, "ok\n")
+}
+
+// share returns the outcome of a run that is under way or fresh, else of a new
+// one, which goes on for the others when its caller leaves.
+func (h *Handler) share(ctx context.Context, r *runs, p Probe) error {
+	r.mu.Lock()
+	if last := r.last; last != nil {
+		select {
+		case <-last.done:
+			if time.Since(last.ended) < h.fresh {
+				r.mu.Unlock()
+				return last.err
+			}
+		default:
+			r.mu.Unlock()
+			select {
+			case <-last.done:
+				return last.err
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	}
+	mine := &run{done: make(chan struct{})}
+	r.last = mine
+	r.mu.Unlock()
+	timeout := defaultTimeout
+	if p.TimeoutSeconds > 0 {
+		timeout = time.Duration(p.TimeoutSeconds) * time.Second
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
+	defer cancel()
+	mine.err = errors.New("the probe did not end") // what others hear if it panics
+	defer func() { mine.ended = time.Now(); close(mine.done) }()
+	mine.err = h.run(ctx, p)
+	return mine.err
 }
 
 func (h *Handler) run(ctx context.Context, p Probe) error {

@@ -30,6 +30,7 @@ import (
 	"github.com/hauberk-mesh/hauberk/proxy/connections"
 	"github.com/hauberk-mesh/hauberk/proxy/directory"
 	"github.com/hauberk-mesh/hauberk/proxy/exchange"
+	"github.com/hauberk-mesh/hauberk/proxy/hangup"
 	"github.com/hauberk-mesh/hauberk/proxy/inbound"
 	"github.com/hauberk-mesh/hauberk/proxy/outbound"
 	"github.com/hauberk-mesh/hauberk/proxy/socket"
@@ -66,6 +67,8 @@ type CoreOptions struct {
 	// Resource describes the process beyond what its workload says.
 	Resource []attribute.KeyValue
 	Timeouts exchange.Timeouts
+	// Limits of each listener; zero for the defaults.
+	Limits connections.Limits
 }
 
 // Core is the data path without its listeners.
@@ -81,6 +84,7 @@ type Core struct {
 
 	opts     CoreOptions
 	pipeline *otlp.Pipeline
+	hangups  *hangup.Watcher
 }
 
 // NewCore assembles the data path.
@@ -90,6 +94,9 @@ func NewCore(o CoreOptions) *Core {
 	}
 	if o.Timeouts == (exchange.Timeouts{}) {
 		o.Timeouts = exchange.DefaultTimeouts
+	}
+	if o.Limits == (connections.Limits{}) {
+		o.Limits = connections.DefaultLimits()
 	}
 	c := &Core{opts: o, Directory: directory.New(o.PodUID, o.Log), Connections: &connections.Registry{}, Registry: prometheus.NewRegistry(),
 		Flows: flow.NewRing(keptFlows, flowsPerSecond)}
@@ -107,11 +114,17 @@ func NewCore(o CoreOptions) *Core {
 		}
 		return ""
 	}
+	var err error
+	if c.hangups, err = hangup.New(); err != nil {
+		o.Log.Error("clients that vanish during a request are noticed late", "error", err.Error())
+	}
 	c.Outbound = outbound.New(outbound.Options{Directory: c.Directory, Upstreams: c.Upstreams, Observer: c.Observer,
-		Connections: c.Connections, OriginalDestination: o.Outbound, Dial: dial, Principal: principal, Timeouts: o.Timeouts, Log: o.Log})
+		Connections: c.Connections, Gate: connections.NewGate(connections.Limits{Connections: o.Limits.Connections}, telemetry.Outbound, c.Observer.Refused, o.Log),
+		OriginalDestination: o.Outbound, Dial: dial, Principal: principal, Timeouts: o.Timeouts, Hangups: c.hangups, Log: o.Log})
 	c.Inbound = inbound.New(inbound.Options{Directory: c.Directory, Observer: c.Observer, Connections: c.Connections,
+		Gate:                connections.NewGate(o.Limits, telemetry.Inbound, c.Observer.Refused, o.Log),
 		TLS:                 identity.ServerTLS(o.Source, identity.WithALPN(names.ALPNHTTP1, names.ALPNTCP)),
-		OriginalDestination: o.Inbound, Foreign: o.Foreign, Dial: dial, Principal: principal, Timeouts: o.Timeouts, Log: o.Log})
+		OriginalDestination: o.Inbound, Foreign: o.Foreign, Dial: dial, Principal: principal, Timeouts: o.Timeouts, Hangups: c.hangups, Log: o.Log})
 	return c
 }
 
@@ -138,6 +151,7 @@ func (c *Core) Run(ctx context.Context) error {
 	err := lifecycle.Run(ctx,
 		lifecycle.Task{Name: "directory", Run: c.Directory.Run},
 		lifecycle.Task{Name: "upstreams", Run: c.Upstreams.Run},
+		lifecycle.Task{Name: "hangups", Run: c.hangups.Run},
 		lifecycle.Task{Name: "changes", Run: c.follow},
 	)
 	if flush := c.pipeline.Shutdown(context.WithoutCancel(ctx)); flush != nil {

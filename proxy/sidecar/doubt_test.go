@@ -204,3 +204,64 @@ func TestSlowHandshakeIsStillOurs(t *testing.T) {
 		t.Errorf("got %q, %v", b, err)
 	}
 }
+
+// TestLateHandshakeOnDeclaredTCP: where the server may speak first and everybody
+// may connect, a client that was silent is passed on, and so is a ClientHello
+// that comes after all: it proves nothing to anybody. Where the port asks for
+// identity, or policy does, it is waited for or denied.
+func TestLateHandshakeOnDeclaredTCP(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		setup setup
+		want  string // what the application reads first; empty if it is not reached
+	}{
+		{"everybody may", setup{serverProto: tcp}, "\x16\x03\x01"},
+		{"identity is asked for by policy", setup{serverProto: tcp, ingress: tier(rule("peers", allow))}, ""},
+		{"identity is asked for by the port", setup{serverProto: tcp, mtls: hauberkv1.MTLSMode_MTLS_MODE_STRICT}, "application data"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			first := make(chan string, 1)
+			tc.setup.app = tcpApp(t, func(c net.Conn) {
+				b := make([]byte, 64)
+				if n, err := c.Read(b); err == nil {
+					first <- string(b[:n])
+				}
+			})
+			p := newPair(t, tc.setup)
+			raw, err := net.Dial("tcp", p.inbound)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer raw.Close()
+			_ = raw.SetDeadline(time.Now().Add(20 * time.Second))
+			if tc.setup.mtls == 0 {
+				// Whatever becomes of a silent client has become of it.
+				p.eventually("the silent client is judged", func() bool {
+					live := p.server.Connections.All()
+					return len(live) == 1 && live[0].Protocol() != "" || strings.Contains(p.serverAccess.String(), `"flag":"denied"`)
+				})
+			} else {
+				time.Sleep(600 * time.Millisecond) // longer than a plain client is waited for
+			}
+			c := tls.Client(raw, identity.ClientTLS(p.authority.Workload(t, "bank", "client", clientUID),
+				identity.Expect{ID: spiffeid.RequireFromString(serverID), PodUID: serverUID}, names.ALPNTCP))
+			_, err = io.WriteString(c, "application data")
+			if (err == nil) != (tc.want == "application data") {
+				t.Errorf("handshake: %v", err)
+			}
+			if tc.want == "" {
+				p.eventually("no connection", func() bool { return p.server.Connections.Len() == 0 })
+				if len(first) != 0 {
+					t.Errorf("the application was reached with %q", <-first)
+				}
+				return
+			}
+			if got := <-first; !strings.HasPrefix(got, tc.want) {
+				t.Errorf("the application read %q, want %q", got, tc.want)
+			}
+			if tc.want != "application data" && strings.Contains(p.serverAccess.String(), clientID) {
+				t.Error("a handshake that nobody answered counts as an identity")
+			}
+		})
+	}
+}

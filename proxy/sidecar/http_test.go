@@ -485,3 +485,27 @@ func TestDrain(t *testing.T) {
 	}
 	p.eventually("no connection", func() bool { return p.client.Connections.Len() == 0 })
 }
+
+// TestFieldsFromOutsideTheMesh: fields that carry identity are ours alone; what
+// else a client without a sidecar claims of itself and of proxies before it is
+// passed on as a claim, behind which stands the address that was seen.
+func TestFieldsFromOutsideTheMesh(t *testing.T) {
+	var got atomic.Pointer[http.Header]
+	app := httpApp(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { h := r.Header.Clone(); got.Store(&h) }))
+	p := newPair(t, setup{app: app, protocol: http1, serverProto: http1})
+	c := from(t, "127.0.0.9", p.inbound)
+	io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\nX-Forwarded-Client-Cert: By=evil;URI="+serverID+"\r\nX_FORWARDED_CLIENT_CERT: evil\r\n"+
+		"X-Hauberk-Principal: evil\r\nx_hauberk_denied_by: evil\r\nX-Forwarded_Proto: https\r\nX-Forwarded-For: 1.2.3.4\r\n"+
+		"X-Forwarded-Proto: https\r\nX-Forwarded-Host: bank\r\nForwarded: for=1.2.3.4\r\nX-Envoy-Internal: true\r\nConnection: close\r\n\r\n")
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if status, _ := body(t, resp, err); status != 200 {
+		t.Fatalf("status %d", status)
+	}
+	h := *got.Load()
+	h.Del("Traceparent")
+	want := http.Header{"X-Forwarded-For": {"1.2.3.4", "127.0.0.9"}, "X-Forwarded-Proto": {"https"}, "X-Forwarded-Host": {"bank"},
+		"Forwarded": {"for=1.2.3.4"}, "X-Envoy-Internal": {"true"}}
+	if d := cmp.Diff(want, h); d != "" {
+		t.Error(d)
+	}
+}

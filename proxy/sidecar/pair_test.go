@@ -81,6 +81,7 @@ type setup struct {
 	plain       bool   // the destination says that the server has no sidecar
 	peerUnknown bool
 	otlp        string
+	limits      connections.Limits
 	quiet       bool // no access log, no debug log, nothing sampled
 }
 
@@ -117,7 +118,7 @@ func newPair(t testing.TB, s setup) *pair {
 	appPort := uint32(app.Port())
 
 	p.server = NewCore(CoreOptions{PodUID: serverUID, Source: p.authority.Workload(t, "bank", "server", serverUID), Log: log.With("side", "server"),
-		AccessLog: p.serverAccess, Foreign: true,
+		AccessLog: p.serverAccess, Foreign: true, Limits: s.limits,
 		Inbound:  func(net.Conn) (netip.AddrPort, error) { return app, nil },
 		Outbound: func(net.Conn) (netip.AddrPort, error) { return netip.AddrPort{}, io.EOF }})
 	p.client = NewCore(CoreOptions{PodUID: clientUID, Source: p.authority.Workload(t, "bank", "client", clientUID), Log: log.With("side", "client"),

@@ -213,9 +213,15 @@ func (p *process) startDraining() {
 	p.core.Upstreams.Drain()
 }
 
+// maxFaceConnections bounds the connections to health, metrics and admin
+// together.
+const maxFaceConnections = 256
+
 // faces are health, metrics and admin.
 func (p *process) faces(health *lifecycle.Health) []lifecycle.Task {
 	var tasks []lifecycle.Task
+	// Whoever reaches a face may open connections to it; the kubelet must get in.
+	gate := connections.NewGate(connections.Limits{Connections: maxFaceConnections}, "faces", p.core.Observer.Refused, p.log)
 	add := func(name, address string, h http.Handler) {
 		if address == "" {
 			return
@@ -225,7 +231,7 @@ func (p *process) faces(health *lifecycle.Health) []lifecycle.Task {
 			if err != nil {
 				return fmt.Errorf("listen on %s: %w", address, err)
 			}
-			return lifecycle.ServeListener(ctx, l, h)
+			return lifecycle.ServeListener(ctx, gate.Listener(l), h)
 		}})
 	}
 	mux := http.NewServeMux()

@@ -21,6 +21,7 @@ import (
 	"github.com/hauberk-mesh/hauberk/internal/lifecycle"
 	"github.com/hauberk-mesh/hauberk/internal/version"
 	"github.com/hauberk-mesh/hauberk/proxy/capture"
+	"github.com/hauberk-mesh/hauberk/proxy/connections"
 	"github.com/hauberk-mesh/hauberk/proxy/socket"
 )
 
@@ -47,6 +48,10 @@ type Static struct {
 	Resources    []map[string]any `yaml:"resources"`
 	LogLevel     string           `yaml:"logLevel"`
 	DrainSeconds int              `yaml:"drainSeconds"`
+	// MaxConnections and MaxOpening bound each listener (connections.Limits);
+	// zero for the defaults.
+	MaxConnections int `yaml:"maxConnections"`
+	MaxOpening     int `yaml:"maxOpening"`
 	// Addresses of the faces; empty for none.
 	Health  string `yaml:"health"`
 	Metrics string `yaml:"metrics"`
@@ -114,7 +119,21 @@ func (s *Static) check() error {
 	if s.DrainSeconds < 0 {
 		errs = append(errs, fmt.Errorf("drainSeconds %d is negative", s.DrainSeconds))
 	}
+	if s.MaxConnections < 0 || s.MaxOpening < 0 {
+		errs = append(errs, fmt.Errorf("maxConnections %d or maxOpening %d is negative", s.MaxConnections, s.MaxOpening))
+	}
 	return errors.Join(errs...)
+}
+
+func (s *Static) limits() connections.Limits {
+	l := connections.DefaultLimits()
+	if s.MaxConnections > 0 {
+		l.Connections = s.MaxConnections
+	}
+	if s.MaxOpening > 0 {
+		l.Opening = s.MaxOpening
+	}
+	return l
 }
 
 // RunStatic runs a file's sidecar until ctx ends and it has drained.
@@ -138,7 +157,7 @@ func RunStatic(ctx context.Context, s *Static, out io.Writer, level *slog.LevelV
 		return capture.OriginalDestination(c, own...)
 	}
 	core := NewCore(CoreOptions{PodUID: s.PodUID, Source: source, Log: log, AccessLog: out, Inbound: target, Outbound: target,
-		Foreign: !s.Listeners.Capture})
+		Foreign: !s.Listeners.Capture, Limits: s.limits()})
 	fixed := NewFixed(core.Directory, s.resources)
 	core.Directory.Bind(fixed)
 	log.Info("static sidecar starts", "version", version.String(), "resources", len(s.resources))
