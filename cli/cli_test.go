@@ -80,6 +80,13 @@ func TestCommands(t *testing.T) {
 		{name: "can-invalid", args: "policy can yaobank/customer yaobank/database --method GET --path /v2/keys", code: run.ExitDenied, change: invalidPolicy},
 		{name: "policy-explain", args: "policy explain yaobank/customer yaobank/database --method DELETE", code: run.ExitDenied},
 		{name: "policy-list", args: "policy list", change: invalidPolicy},
+		{name: "policy-test", args: "policy test testdata/policy/tests.yaml"},
+		{name: "policy-test-json", args: "policy test testdata/policy/tests.yaml -o json"},
+		{name: "policy-test-failing", args: "policy test testdata/policy/failing.yaml", code: run.ExitFindings},
+		{name: "policy-test-junit", args: "policy test testdata/policy/tests.yaml testdata/policy/failing.yaml -o junit", code: run.ExitFindings},
+		{name: "policy-test-cluster", args: "policy test testdata/policy/cluster.yaml"},
+		{name: "policy-test-none", args: "policy test testdata/policy/database.yaml", code: run.ExitBadInput},
+		{name: "can-directory", args: "policy can bank/legacy bank/database --port 2379 -f testdata/policy", code: run.ExitDenied},
 		{name: "can-bare", args: "policy can world pod/visitor", change: bare},
 		{name: "check-half", args: "check", code: run.ExitFindings, change: func(t *testing.T, f *fake) {
 			must(t, f.kube.AppsV1().DaemonSets(names.Namespace).Delete(t.Context(), names.Node, metav1.DeleteOptions{}))
