@@ -86,6 +86,13 @@ func TestCommands(t *testing.T) {
 		{name: "policy-test-junit", args: "policy test testdata/policy/tests.yaml testdata/policy/failing.yaml -o junit", code: run.ExitFindings},
 		{name: "policy-test-cluster", args: "policy test testdata/policy/cluster.yaml"},
 		{name: "policy-test-none", args: "policy test testdata/policy/database.yaml", code: run.ExitBadInput},
+		{name: "policy-diff", args: "policy diff testdata/policy/customers-only.yaml"},
+		{name: "policy-diff-offline", args: "policy diff testdata/policy/database.yaml --against testdata/policy/bank.yaml --fail-on closes", code: run.ExitFindings},
+		{name: "policy-diff-json", args: "policy diff testdata/policy/database.yaml --against testdata/policy/bank.yaml -o json --fail-on opens"},
+		{name: "policy-diff-prune", args: "policy diff -f testdata/policy/grown.yaml --against testdata/policy/bank.yaml,testdata/policy/database.yaml --prune"},
+		{name: "policy-diff-same", args: "policy diff testdata/policy/database.yaml --against testdata/policy/bank.yaml,testdata/policy/database.yaml --fail-on any"},
+		{name: "policy-diff-nothing", args: "policy diff", code: run.ExitUsage},
+		{name: "policy-diff-bad", args: "policy diff x.yaml --fail-on moves", code: run.ExitUsage},
 		{name: "can-directory", args: "policy can bank/legacy bank/database --port 2379 -f testdata/policy", code: run.ExitDenied},
 		{name: "can-bare", args: "policy can world pod/visitor", change: bare},
 		{name: "check-half", args: "check", code: run.ExitFindings, change: func(t *testing.T, f *fake) {

@@ -21,6 +21,7 @@ func Command(env *run.Env) *cobra.Command {
 		canCommand(env, "explain", "Say how that is decided: every tier, policy and rule that is looked at"),
 		listCommand(env),
 		testCommand(env),
+		diffCommand(env),
 	)
 	return c
 }

@@ -63,6 +63,7 @@ type question struct {
 	protocol policy.Protocol
 	port     uint16
 	icmpType uint8
+	icmpCode uint8
 	noMTLS   bool
 	http     *policy.HTTPRequest
 	// trace keeps what was looked at.
@@ -74,7 +75,8 @@ type question struct {
 func (w *world) decide(q *question) *Answer {
 	a := &Answer{From: q.from.String(), To: q.to.String(), Protocol: q.protocol.String(), Port: q.port}
 	flow := policy.Flow{
-		Source: q.from.endpoint, Destination: q.to.endpoint, Protocol: q.protocol, Port: q.port, ICMPType: q.icmpType, HTTP: q.http,
+		Source: q.from.endpoint, Destination: q.to.endpoint, Protocol: q.protocol, Port: q.port, ICMPType: q.icmpType,
+		ICMPCode: q.icmpCode, HTTP: q.http,
 	}
 	fromSees := w.seen(q.from, policy.Egress, &flow)
 	toSees := w.seen(q.to, policy.Ingress, &flow)

@@ -377,12 +377,15 @@ func by(sides []*Side) string {
 			policies = append(policies, s.Policy)
 		case s.Tier != "":
 			policies = append(policies, fmt.Sprintf("the default of tier %s (%s)", s.Tier, strings.Join(s.Selecting, ", ")))
-		default:
-			others = append(others, strings.ToLower(s.Direction)+": "+s.Reason)
+		case s.Reason != policy.ReasonNoPod && !slices.Contains(others, s.Reason):
+			others = append(others, s.Reason)
 		}
 	}
-	if len(policies) > 0 {
+	switch {
+	case len(policies) > 0:
 		return strings.Join(policies, " and ")
+	case len(others) == 0:
+		return policy.ReasonNoPod
 	}
 	return strings.Join(others, "; ")
 }
