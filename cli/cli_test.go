@@ -93,6 +93,13 @@ func TestCommands(t *testing.T) {
 		{name: "policy-diff-same", args: "policy diff testdata/policy/database.yaml --against testdata/policy/bank.yaml,testdata/policy/database.yaml --fail-on any"},
 		{name: "policy-diff-nothing", args: "policy diff", code: run.ExitUsage},
 		{name: "policy-diff-bad", args: "policy diff x.yaml --fail-on moves", code: run.ExitUsage},
+		{name: "analyze", args: "analyze", change: invalidPolicy, code: run.ExitFindings},
+		{name: "analyze-files", args: "analyze testdata/policy/bank.yaml testdata/policy/faulty.yaml", code: run.ExitFindings},
+		{name: "analyze-json", args: "policy analyze testdata/policy/bank.yaml testdata/policy/faulty.yaml -o json --fail-on none"},
+		{name: "analyze-sarif", args: "analyze testdata/policy/bank.yaml testdata/policy/faulty.yaml -o sarif --fail-on error", code: run.ExitFindings},
+		{name: "analyze-good", args: "analyze testdata/policy/bank.yaml testdata/policy/database.yaml --fail-on error"},
+		{name: "analyze-bad", args: "analyze --fail-on sometimes", code: run.ExitUsage},
+		{name: "junit-elsewhere", args: "status -o junit", code: run.ExitUsage},
 		{name: "can-directory", args: "policy can bank/legacy bank/database --port 2379 -f testdata/policy", code: run.ExitDenied},
 		{name: "can-bare", args: "policy can world pod/visitor", change: bare},
 		{name: "check-half", args: "check", code: run.ExitFindings, change: func(t *testing.T, f *fake) {
@@ -118,7 +125,7 @@ func TestCommands(t *testing.T) {
 			if code != test.code {
 				t.Errorf("exit code %d, want %d", code, test.code)
 			}
-			if strings.Contains(test.args, "-o json") && !json.Valid([]byte(out)) {
+			if (strings.Contains(test.args, "-o json") || strings.Contains(test.args, "-o sarif")) && !json.Valid([]byte(out)) {
 				t.Errorf("not JSON: %s", out)
 			}
 			if strings.Contains(out+errOut, "\x1b") {

@@ -22,6 +22,7 @@ func Command(env *run.Env) *cobra.Command {
 		listCommand(env),
 		testCommand(env),
 		diffCommand(env),
+		Analyze(env),
 	)
 	return c
 }
