@@ -100,6 +100,12 @@ func TestCommands(t *testing.T) {
 		{name: "analyze-good", args: "analyze testdata/policy/bank.yaml testdata/policy/database.yaml --fail-on error"},
 		{name: "analyze-bad", args: "analyze --fail-on sometimes", code: run.ExitUsage},
 		{name: "junit-elsewhere", args: "status -o junit", code: run.ExitUsage},
+		{name: "simulate", args: "policy simulate testdata/policy/flows.jsonl -f testdata/policy/bank.yaml,testdata/policy/database.yaml --fail-on closes", code: run.ExitFindings},
+		{name: "simulate-live", args: "policy simulate testdata/policy/flows.jsonl -f testdata/policy/bank.yaml --live -o json"},
+		{name: "simulate-bad", args: "policy simulate testdata/policy/bank.yaml", code: run.ExitBadInput},
+		{name: "suggest", args: "policy suggest testdata/policy/flows.jsonl -f testdata/policy/bank.yaml"},
+		{name: "suggest-ports", args: "policy suggest testdata/policy/flows.jsonl -f testdata/policy/bank.yaml --requests=false -o json"},
+		{name: "suggest-nothing", args: "policy suggest testdata/policy/flows.jsonl", code: run.ExitBadInput},
 		{name: "can-directory", args: "policy can bank/legacy bank/database --port 2379 -f testdata/policy", code: run.ExitDenied},
 		{name: "can-bare", args: "policy can world pod/visitor", change: bare},
 		{name: "check-half", args: "check", code: run.ExitFindings, change: func(t *testing.T, f *fake) {

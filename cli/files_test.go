@@ -170,12 +170,12 @@ func TestDocumentedOutput(t *testing.T) {
 		t.Fatal(err)
 	}
 	short := strings.NewReplacer("testdata/policy/", "", " --fail-on closes", "")
-	for _, name := range []string{"policy/tests.yaml", "policy-test.golden", "policy-diff-offline.golden"} {
+	for _, name := range []string{"policy/tests.yaml", "policy-test.golden", "policy-diff-offline.golden", "simulate.golden"} {
 		text, err := os.ReadFile(filepath.Join("testdata", name))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !strings.Contains(string(page), "```\n"+strings.TrimSpace(short.Replace(string(text)))+"\n```") {
+		if !strings.Contains(string(page), strings.TrimSpace(short.Replace(string(text)))+"\n```") {
 			t.Errorf("docs/policy.md does not show %s as it is", name)
 		}
 	}

@@ -22,6 +22,8 @@ func Command(env *run.Env) *cobra.Command {
 		listCommand(env),
 		testCommand(env),
 		diffCommand(env),
+		simulateCommand(env),
+		suggestCommand(env),
 		Analyze(env),
 	)
 	return c
