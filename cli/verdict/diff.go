@@ -96,15 +96,13 @@ func diff(ctx context.Context, env *run.Env, o *diffOptions, files []string) err
 	}
 	before := newWorld(source.FactsFrom(objects))
 	before.warnings(env)
-	next := *objects // its lists are replaced or added to, never written into
-	cloneObjects(&next)
 	if o.prune {
-		prunePolicies(&next)
+		prunePolicies(objects)
 	}
-	if err := addFiles(env, &next, files); err != nil {
+	if err := addFiles(env, objects, files); err != nil {
 		return err
 	}
-	after := newWorld(source.FactsFrom(&next))
+	after := newWorld(source.FactsFrom(objects))
 	report := compare(before, after)
 	report.note(after)
 	if done, err := env.Structured(report); err != nil {
@@ -118,15 +116,6 @@ func diff(ctx context.Context, env *run.Env, o *diffOptions, files []string) err
 		}
 	}
 	return nil
-}
-
-// cloneObjects copies the lists that files may add to.
-func cloneObjects(o *source.Objects) {
-	o.Namespaces, o.ServiceAccounts, o.Nodes = slices.Clone(o.Namespaces), slices.Clone(o.ServiceAccounts), slices.Clone(o.Nodes)
-	o.Pods, o.Services, o.EndpointSlices = slices.Clone(o.Pods), slices.Clone(o.Services), slices.Clone(o.EndpointSlices)
-	o.NetworkPolicies, o.MeshPolicies, o.ClusterMeshPolicies = slices.Clone(o.NetworkPolicies), slices.Clone(o.MeshPolicies), slices.Clone(o.ClusterMeshPolicies)
-	o.Tiers, o.PeerAuthentications, o.MeshConfigs = slices.Clone(o.Tiers), slices.Clone(o.PeerAuthentications), slices.Clone(o.MeshConfigs)
-	o.NetworkSets, o.ClusterNetworkSets, o.ClusterNetworkPolicies = slices.Clone(o.NetworkSets), slices.Clone(o.ClusterNetworkSets), slices.Clone(o.ClusterNetworkPolicies)
 }
 
 func prunePolicies(o *source.Objects) {

@@ -124,6 +124,9 @@ func (r rules) samples() (list []sample, bounded []string) {
 	paths, hosts, queries := []value{{"/\x00other", otherPaths}}, []value{{"\x00other", ""}}, []value{{"", ""}}
 	headers := map[string][]value{}
 	for _, rule := range r {
+		if !plain(rule) {
+			bounded = append(bounded, "rules with conditions besides peers, ports, requests and mTLS are asked as if no token came")
+		}
 		for i := range rule.HTTP {
 			m := &rule.HTTP[i]
 			for _, method := range m.Methods {
