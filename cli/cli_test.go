@@ -80,6 +80,33 @@ func TestCommands(t *testing.T) {
 		{name: "can-invalid", args: "policy can yaobank/customer yaobank/database --method GET --path /v2/keys", code: run.ExitDenied, change: invalidPolicy},
 		{name: "policy-explain", args: "policy explain yaobank/customer yaobank/database --method DELETE", code: run.ExitDenied},
 		{name: "policy-list", args: "policy list", change: invalidPolicy},
+		{name: "policy-test", args: "policy test testdata/policy/tests.yaml"},
+		{name: "policy-test-json", args: "policy test testdata/policy/tests.yaml -o json"},
+		{name: "policy-test-failing", args: "policy test testdata/policy/failing.yaml", code: run.ExitFindings},
+		{name: "policy-test-junit", args: "policy test testdata/policy/tests.yaml testdata/policy/failing.yaml -o junit", code: run.ExitFindings},
+		{name: "policy-test-cluster", args: "policy test testdata/policy/cluster.yaml"},
+		{name: "policy-test-none", args: "policy test testdata/policy/database.yaml", code: run.ExitBadInput},
+		{name: "policy-diff", args: "policy diff testdata/policy/customers-only.yaml"},
+		{name: "policy-diff-offline", args: "policy diff testdata/policy/database.yaml --against testdata/policy/bank.yaml --fail-on closes", code: run.ExitFindings},
+		{name: "policy-diff-json", args: "policy diff testdata/policy/database.yaml --against testdata/policy/bank.yaml -o json --fail-on opens"},
+		{name: "policy-diff-prune", args: "policy diff -f testdata/policy/grown.yaml --against testdata/policy/bank.yaml,testdata/policy/database.yaml --prune"},
+		{name: "policy-diff-same", args: "policy diff testdata/policy/database.yaml --against testdata/policy/bank.yaml,testdata/policy/database.yaml --fail-on any"},
+		{name: "policy-diff-nothing", args: "policy diff", code: run.ExitUsage},
+		{name: "policy-diff-bad", args: "policy diff x.yaml --fail-on moves", code: run.ExitUsage},
+		{name: "analyze", args: "analyze", change: invalidPolicy, code: run.ExitFindings},
+		{name: "analyze-files", args: "analyze testdata/policy/bank.yaml testdata/policy/faulty.yaml", code: run.ExitFindings},
+		{name: "analyze-json", args: "policy analyze testdata/policy/bank.yaml testdata/policy/faulty.yaml -o json --fail-on none"},
+		{name: "analyze-sarif", args: "analyze testdata/policy/bank.yaml testdata/policy/faulty.yaml -o sarif --fail-on error", code: run.ExitFindings},
+		{name: "analyze-good", args: "analyze testdata/policy/bank.yaml testdata/policy/database.yaml --fail-on error"},
+		{name: "analyze-bad", args: "analyze --fail-on sometimes", code: run.ExitUsage},
+		{name: "junit-elsewhere", args: "status -o junit", code: run.ExitUsage},
+		{name: "simulate", args: "policy simulate testdata/policy/flows.jsonl -f testdata/policy/bank.yaml,testdata/policy/database.yaml --fail-on closes", code: run.ExitFindings},
+		{name: "simulate-live", args: "policy simulate testdata/policy/flows.jsonl -f testdata/policy/bank.yaml --live -o json"},
+		{name: "simulate-bad", args: "policy simulate testdata/policy/bank.yaml", code: run.ExitBadInput},
+		{name: "suggest", args: "policy suggest testdata/policy/flows.jsonl -f testdata/policy/bank.yaml"},
+		{name: "suggest-ports", args: "policy suggest testdata/policy/flows.jsonl -f testdata/policy/bank.yaml --requests=false -o json"},
+		{name: "suggest-nothing", args: "policy suggest testdata/policy/flows.jsonl", code: run.ExitBadInput},
+		{name: "can-directory", args: "policy can bank/legacy bank/database --port 2379 -f testdata/policy", code: run.ExitDenied},
 		{name: "can-bare", args: "policy can world pod/visitor", change: bare},
 		{name: "check-half", args: "check", code: run.ExitFindings, change: func(t *testing.T, f *fake) {
 			must(t, f.kube.AppsV1().DaemonSets(names.Namespace).Delete(t.Context(), names.Node, metav1.DeleteOptions{}))
@@ -104,7 +131,7 @@ func TestCommands(t *testing.T) {
 			if code != test.code {
 				t.Errorf("exit code %d, want %d", code, test.code)
 			}
-			if strings.Contains(test.args, "-o json") && !json.Valid([]byte(out)) {
+			if (strings.Contains(test.args, "-o json") || strings.Contains(test.args, "-o sarif")) && !json.Valid([]byte(out)) {
 				t.Errorf("not JSON: %s", out)
 			}
 			if strings.Contains(out+errOut, "\x1b") {

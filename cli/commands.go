@@ -26,6 +26,7 @@ var commands = []func(*run.Env) *cobra.Command{
 	inject.Command,
 	inject.Uninject,
 	verdict.Command,
+	verdict.Analyze,
 	flows.Command,
 	node.Command,
 	proxy.Command,

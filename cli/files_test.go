@@ -162,3 +162,30 @@ func TestInjectWithoutCluster(t *testing.T) {
 		t.Errorf("exit code %d: %s", code, errOut)
 	}
 }
+
+// The documentation shows what the commands print.
+func TestDocumentedOutput(t *testing.T) {
+	page, err := os.ReadFile("../docs/policy.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	short := strings.NewReplacer("testdata/policy/", "", " --fail-on closes", "")
+	for _, name := range []string{"policy/tests.yaml", "policy-test.golden", "policy-diff-offline.golden", "simulate.golden"} {
+		text, err := os.ReadFile(filepath.Join("testdata", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(string(page), strings.TrimSpace(short.Replace(string(text)))+"\n```") {
+			t.Errorf("docs/policy.md does not show %s as it is", name)
+		}
+	}
+	findings, err := os.ReadFile("testdata/analyze-files.golden")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range strings.Split(string(page), "\n") {
+		if strings.HasSuffix(line, "]") && (strings.HasPrefix(line, "! ") || strings.HasPrefix(line, "✗ ")) && !strings.Contains(string(findings), line+"\n") {
+			t.Errorf("docs/policy.md shows a finding that is not found: %s", line)
+		}
+	}
+}

@@ -56,8 +56,8 @@ func newRoot(env *run.Env) *cobra.Command {
 		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: name},
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		PersistentPreRunE: func(*cobra.Command, []string) error {
-			return env.Output.Validate()
+		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
+			return env.Output.Validate(strings.Fields(c.Annotations[run.FormatsAnnotation])...)
 		},
 	}
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {

@@ -77,7 +77,13 @@ func (f *Flow) self() bool {
 // of a NodePort arrive with it where kube-proxy masquerades. What has no more to
 // it than packets, such as the kubelet's connection, stays allowed.
 func (s *Set) beyondPackets(d Direction) bool {
-	tiers := s.Tiers(d)
+	if x := s.index(d); x != nil {
+		return x.beyond
+	}
+	return beyondPacketsOf(s.Tiers(d))
+}
+
+func beyondPacketsOf(tiers []Tier) bool {
 	for t := range tiers {
 		for p := range tiers[t].Policies {
 			if tiers[t].Policies[p].Mode == Audit {
@@ -131,6 +137,9 @@ func (f *Flow) fromOwnNode() bool {
 // walk evaluates the tiers. With audit, policies in Audit mode decide too. seen
 // is set when a policy in Audit mode stood before the decision.
 func (s *Set) walk(d Direction, v *view, audit bool, seen *bool) Verdict {
+	if x := s.index(d); x != nil {
+		return x.walk(s, d, v, audit, seen)
+	}
 	var logs []RuleRef
 	tiers := s.Tiers(d)
 tiers:
@@ -157,16 +166,8 @@ tiers:
 					continue
 				case Pass:
 					continue tiers
-				case Allow:
-					return Verdict{Action: Allow, Direction: d, Tier: tier.Name, Policy: policy.Ref, Rule: rule.Name,
-						Reason: ReasonRule, Logs: logs}
 				default:
-					reason := ReasonRule
-					if rule.Invalid != "" || policy.Invalid != "" {
-						reason = ReasonInvalidRule
-					}
-					return Verdict{Action: Deny, Direction: d, Tier: tier.Name, Policy: policy.Ref, Rule: rule.Name,
-						Reason: reason, Logs: logs}
+					return byRule(d, tier, policy, rule, logs)
 				}
 			}
 		}
@@ -174,6 +175,23 @@ tiers:
 			return Verdict{Action: Deny, Direction: d, Tier: tier.Name, Reason: ReasonTierDefault, Logs: logs}
 		}
 	}
+	return s.byDefault(d, logs)
+}
+
+// byRule is the verdict of a rule that matched and neither passes nor logs.
+func byRule(d Direction, t *Tier, p *Policy, r *Rule, logs []RuleRef) Verdict {
+	v := Verdict{Action: Deny, Direction: d, Tier: t.Name, Policy: p.Ref, Rule: r.Name, Reason: ReasonRule, Logs: logs}
+	switch {
+	case r.Action == Allow:
+		v.Action = Allow
+	case r.Invalid != "" || p.Invalid != "":
+		v.Reason = ReasonInvalidRule
+	}
+	return v
+}
+
+// byDefault is the verdict of the mesh when no tier decided.
+func (s *Set) byDefault(d Direction, logs []RuleRef) Verdict {
 	if s.DefaultAction == Allow {
 		return Verdict{Action: Allow, Direction: d, Reason: ReasonDefaultAllow, Logs: logs}
 	}

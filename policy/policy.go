@@ -164,6 +164,9 @@ type Set struct {
 	Ingress, Egress []Tier
 	// DefaultAction applies when no tier decided. Allow or Deny.
 	DefaultAction Action
+	// Index finds rules faster than one by one: see Indexed. It changes nothing of
+	// what is decided, and nil is none.
+	Index *Index
 }
 
 // Tiers is the tiers for a direction.

@@ -74,6 +74,9 @@ func pure(a Action) Projection {
 // reach says which decisions can be reached when each rule whose outcome is
 // Maybe may match or not, independently of the others.
 func (s *Set) reach(d Direction, v *view) (allow, deny bool) {
+	if x := s.index(d); x != nil {
+		return x.reach(s, v)
+	}
 	tiers := s.Tiers(d)
 tiers:
 	for t := range tiers {

@@ -193,10 +193,12 @@ func TestRequestsAllocateNothing(t *testing.T) {
 	}
 }
 
+// BenchmarkRules is BenchmarkCommon of rules that differ in what no index looks at, too.
 func BenchmarkRules(b *testing.B) {
-	for _, n := range []int{10, 100, 1000} {
+	for _, n := range sizes() {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			s, f := many(b, n)
+			s = s.Indexed()
 			b.ReportAllocs()
 			for b.Loop() {
 				s.Evaluate(policy.Ingress, f)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -28,12 +29,16 @@ func (o *Output) AddFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.Color, "color", "auto", "auto, always or never")
 }
 
-// Validate refuses formats that do not exist.
-func (o *Output) Validate() error {
-	switch o.Format {
-	case "table", "wide", "json", "yaml":
-	default:
-		return Fail(ExitUsage, "use table, wide, json or yaml", "unknown output format %q", o.Format)
+// FormatsAnnotation is a command's annotation that names formats besides the
+// usual ones, separated by spaces.
+const FormatsAnnotation = "hauberk.dev/formats"
+
+// Validate refuses formats that do not exist; besides is a command's own.
+func (o *Output) Validate(besides ...string) error {
+	formats := append([]string{"table", "wide", "json", "yaml"}, besides...)
+	if !slices.Contains(formats, o.Format) {
+		last := len(formats) - 1
+		return Fail(ExitUsage, "use "+strings.Join(formats[:last], ", ")+" or "+formats[last], "unknown output format %q", o.Format)
 	}
 	switch o.Color {
 	case "auto", "always", "never":

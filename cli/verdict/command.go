@@ -20,6 +20,11 @@ func Command(env *run.Env) *cobra.Command {
 		canCommand(env, "can", "Say whether FROM may reach TO, and what decides"),
 		canCommand(env, "explain", "Say how that is decided: every tier, policy and rule that is looked at"),
 		listCommand(env),
+		testCommand(env),
+		diffCommand(env),
+		simulateCommand(env),
+		suggestCommand(env),
+		Analyze(env),
 	)
 	return c
 }
@@ -37,7 +42,7 @@ type options struct {
 }
 
 func (o *origin) addFlags(c *cobra.Command) {
-	c.Flags().StringSliceVarP(&o.files, "filename", "f", nil, "answer from these manifests instead of the cluster (- reads the standard input)")
+	c.Flags().StringSliceVarP(&o.files, "filename", "f", nil, "answer from these manifests, or all of a directory, instead of the cluster (- reads the standard input)")
 	c.Flags().BoolVar(&o.live, "live", false, "with -f: add the manifests to what the cluster has")
 }
 
@@ -81,7 +86,7 @@ Exit code 0 says allowed, 80 denied.`,
 }
 
 func can(ctx context.Context, env *run.Env, o *options, from, to string) error {
-	q := &question{noMTLS: o.noMTLS}
+	q := &question{noMTLS: o.noMTLS, trace: o.explain}
 	var err error
 	if q.protocol, err = parseProtocol(o.protocol); err != nil {
 		return err
@@ -118,13 +123,6 @@ func can(ctx context.Context, env *run.Env, o *options, from, to string) error {
 	a.APIVersion, a.Kind = run.OutputVersion, "PolicyAnswer"
 	if q.http != nil {
 		a.Request = strings.TrimSpace(fmt.Sprintf("%s %s %s", q.http.Method, q.http.Path, q.http.Host))
-	}
-	if o.explain {
-		for _, s := range []*Side{&a.Egress, &a.Ingress} {
-			if s.trace != nil {
-				a.Trace = append(a.Trace, s.trace.String())
-			}
-		}
 	}
 	if done, err := env.Structured(a); err != nil {
 		return err

@@ -33,8 +33,6 @@ type Side struct {
 	// Audit is what would be decided if policies in Audit mode were enforced.
 	Audit string   `json:"audit,omitempty"`
 	Logs  []string `json:"logs,omitempty"`
-
-	trace *policy.Trace
 }
 
 func (s *Side) allowed() bool { return s.Action == policy.Allow.String() }
@@ -54,6 +52,9 @@ type Answer struct {
 	Ingress    Side     `json:"ingress"`
 	Notes      []string `json:"notes,omitempty"`
 	Trace      []string `json:"trace,omitempty"`
+
+	// differ are other pods of the same names for which the answer is another.
+	differ []string
 }
 
 // question is a flow between resolved ends.
@@ -62,8 +63,11 @@ type question struct {
 	protocol policy.Protocol
 	port     uint16
 	icmpType uint8
+	icmpCode uint8
 	noMTLS   bool
 	http     *policy.HTTPRequest
+	// trace keeps what was looked at.
+	trace bool
 }
 
 // decide asks the model at both ends, and then what each end's enforcement can
@@ -71,7 +75,8 @@ type question struct {
 func (w *world) decide(q *question) *Answer {
 	a := &Answer{From: q.from.String(), To: q.to.String(), Protocol: q.protocol.String(), Port: q.port}
 	flow := policy.Flow{
-		Source: q.from.endpoint, Destination: q.to.endpoint, Protocol: q.protocol, Port: q.port, ICMPType: q.icmpType, HTTP: q.http,
+		Source: q.from.endpoint, Destination: q.to.endpoint, Protocol: q.protocol, Port: q.port, ICMPType: q.icmpType,
+		ICMPCode: q.icmpCode, HTTP: q.http,
 	}
 	fromSees := w.seen(q.from, policy.Egress, &flow)
 	toSees := w.seen(q.to, policy.Ingress, &flow)
@@ -82,6 +87,9 @@ func (w *world) decide(q *question) *Answer {
 	}
 	a.Egress = w.side(q.from, policy.Egress, &flow, fromSees, a)
 	a.Ingress = w.side(q.to, policy.Ingress, &flow, toSees, a)
+	if q.trace {
+		w.trace(q, &flow, a)
+	}
 	w.strict(q, &flow, toSees, a)
 	a.Allowed = a.Egress.allowed() && a.Ingress.allowed()
 	for _, n := range w.notes(q, fromSees, toSees) {
@@ -113,11 +121,6 @@ func (w *world) side(e *end, d policy.Direction, f *policy.Flow, sees bool, a *A
 	}
 	set := w.resources.SetOf(e.pod.UID)
 	verdict := set.Evaluate(d, f)
-	trace := policy.Trace{Verdict: verdict}
-	if set != nil {
-		trace = set.Explain(d, f)
-	}
-	out.trace = &trace
 	out.Action, out.Tier, out.Rule, out.Reason = verdict.Action.String(), verdict.Tier, verdict.Rule, verdict.Reason
 	if verdict.Policy.Name != "" {
 		out.Policy = verdict.Policy.String()
@@ -158,6 +161,23 @@ func (w *world) side(e *end, d policy.Direction, f *policy.Flow, sees bool, a *A
 	return out
 }
 
+// trace is how each end came to its verdict.
+func (w *world) trace(q *question, f *policy.Flow, a *Answer) {
+	for _, end := range []struct {
+		*end
+		direction policy.Direction
+	}{{q.from, policy.Egress}, {q.to, policy.Ingress}} {
+		if end.pod == nil || end.endpoint.Host {
+			continue
+		}
+		trace := policy.Trace{Verdict: policy.Verdict{Direction: end.direction, Reason: policy.ReasonNoSet}}
+		if set := w.resources.SetOf(end.pod.UID); set != nil {
+			trace = set.Explain(end.direction, f)
+		}
+		a.Trace = append(a.Trace, trace.String())
+	}
+}
+
 func portName(f *policy.Flow) string { return fmt.Sprintf("%s %d", f.Protocol, f.Port) }
 
 // strict applies PeerAuthentication: the sidecar refuses plain connections
@@ -177,7 +197,6 @@ func (w *world) strict(q *question, f *policy.Flow, toSees bool, a *Answer) {
 	a.Ingress = Side{
 		Direction: policy.Ingress.String(), Action: policy.Deny.String(), Layer: sidecar, Policy: w.strictPolicies(q.to.pod),
 		Reason: fmt.Sprintf("port %d takes mTLS only (STRICT), and this connection would be plain", f.Port),
-		trace:  a.Ingress.trace,
 	}
 }
 

@@ -13,7 +13,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
 
 	"github.com/hauberk-mesh/hauberk/cli/mesh"
 	"github.com/hauberk-mesh/hauberk/cli/run"
@@ -43,44 +50,72 @@ const settingsParts = 3
 
 // load reads facts from the cluster, from files, or from both.
 func load(ctx context.Context, env *run.Env, from origin) (*world, error) {
-	objects := &source.Objects{TrustDomain: names.TrustDomain}
-	absent := false
-	if len(from.files) == 0 || from.live {
-		clients, err := env.Clients()
-		if err != nil {
-			return nil, err
-		}
-		if objects, err = source.LoadObjects(ctx, clients.Kube, clients.Dynamic); err != nil {
-			return nil, err
-		}
-		settings, err := mesh.ReadSettings(ctx, clients)
-		if err != nil {
-			return nil, err
-		}
-		objects.TrustDomain = settings.Inject.TrustDomain
-		absent = len(settings.Missing) == settingsParts
-	}
-	var documents []byte
-	for _, name := range from.files {
-		data, err := readFile(env, name)
-		if err != nil {
-			return nil, err
-		}
-		documents = append(append(documents, data...), "\n---\n"...)
-	}
-	if len(documents) > 0 {
-		// Workloads of files stand for a pod each. Namespaces must be known before
-		// it is decided whether those are in the mesh.
-		if _, err := objects.Add(bytes.NewReader(documents)); err != nil {
-			return nil, run.Fail(run.ExitBadInput, "mend the file; `kubectl apply --dry-run=client -f` shows more", "read the files: %w", err)
-		}
-		if err := addTemplates(objects, documents); err != nil {
-			return nil, run.Fail(run.ExitBadInput, "mend the file; `kubectl apply --dry-run=client -f` shows more", "read the files: %w", err)
-		}
+	objects, absent, err := loadObjects(ctx, env, from)
+	if err != nil {
+		return nil, err
 	}
 	w := newWorld(source.FactsFrom(objects))
 	w.absent = absent
 	return w, nil
+}
+
+// loadObjects is load before the conversion; absent says that the cluster has no
+// mesh.
+func loadObjects(ctx context.Context, env *run.Env, from origin) (objects *source.Objects, absent bool, err error) {
+	objects = &source.Objects{TrustDomain: names.TrustDomain}
+	if len(from.files) == 0 || from.live {
+		clients, err := env.Clients()
+		if err != nil {
+			return nil, false, err
+		}
+		if objects, err = source.LoadObjects(ctx, clients.Kube, clients.Dynamic); err != nil {
+			return nil, false, err
+		}
+		settings, err := mesh.ReadSettings(ctx, clients)
+		if err != nil {
+			return nil, false, err
+		}
+		objects.TrustDomain = settings.Inject.TrustDomain
+		absent = len(settings.Missing) == settingsParts
+	}
+	return objects, absent, addFiles(env, objects, from.files)
+}
+
+// manifest is the text of one file.
+type manifest struct {
+	name string
+	text []byte
+}
+
+// addFiles adds what manifests say.
+func addFiles(env *run.Env, objects *source.Objects, files []string) error {
+	var manifests []manifest
+	for _, name := range files {
+		more, err := readManifests(env, name)
+		if err != nil {
+			return err
+		}
+		manifests = append(manifests, more...)
+	}
+	// Workloads of files stand for a pod each. Namespaces must be known before it
+	// is decided whether those are in the mesh.
+	for _, add := range []func([]byte) error{
+		func(text []byte) error {
+			_, err := objects.Add(bytes.NewReader(text))
+			return err
+		},
+		func(text []byte) error { return addTemplates(objects, text) },
+	} {
+		for _, m := range manifests {
+			if err := add(m.text); err != nil {
+				return run.Fail(run.ExitBadInput, "mend the file; `kubectl apply --dry-run=client -f` shows more", "read %s: %w", m.name, err)
+			}
+		}
+	}
+	if len(manifests) > 0 {
+		completePods(objects)
+	}
+	return nil
 }
 
 func newWorld(facts compile.Facts) *world {
@@ -92,6 +127,39 @@ func newWorld(facts compile.Facts) *world {
 		}
 	}
 	return w
+}
+
+// readManifests is a file, or all YAML and JSON files below a directory in order
+// of their names, less those that are for this command or for kustomize.
+func readManifests(env *run.Env, name string) ([]manifest, error) {
+	if info, err := os.Stat(name); name == "-" || err != nil || !info.IsDir() {
+		text, err := readFile(env, name)
+		if name == "-" {
+			name = "the standard input"
+		}
+		return []manifest{{name, text}}, err
+	}
+	var all []manifest
+	err := filepath.WalkDir(name, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() || !slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(path)) {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		var head metav1.TypeMeta
+		first, _, _ := bytes.Cut(text, []byte("\n---"))
+		if yaml.Unmarshal(first, &head) == nil && (head.APIVersion == run.OutputVersion || strings.HasPrefix(head.APIVersion, "kustomize.config.k8s.io/")) {
+			return nil
+		}
+		all = append(all, manifest{path, text})
+		return nil
+	})
+	if err == nil && len(all) == 0 {
+		return nil, run.Fail(run.ExitBadInput, "manifests end in .yaml, .yml or .json", "directory %s has no manifests", name)
+	}
+	return all, err
 }
 
 func readFile(env *run.Env, name string) ([]byte, error) {

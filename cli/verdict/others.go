@@ -40,6 +40,7 @@ func (w *world) others(q *question, a *Answer) {
 			if !a.Allowed {
 				verb = "allowed"
 			}
+			a.differ = append(a.differ, differ...)
 			text = fmt.Sprintf("%s stands for %d pods, and this is for %s; %s is it for %s", side.end.asked, len(pods), side.end, verb, run.Some(differ))
 		}
 		a.note("%s", text)

@@ -23,13 +23,13 @@ import (
 )
 
 // addTemplates adds one pod for each workload of the documents that has none
-// yet, and addresses and sidecars for pods of files, as a cluster would.
+// yet.
 func addTemplates(o *source.Objects, documents []byte) error {
 	reader := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(documents)))
 	for n := 1; ; n++ {
 		document, err := reader.Read()
 		if errors.Is(err, io.EOF) {
-			break
+			return nil
 		}
 		if err != nil {
 			return fmt.Errorf("document %d: %w", n, err)
@@ -57,11 +57,24 @@ func addTemplates(o *source.Objects, documents []byte) error {
 			}
 		}
 	}
-	next := netip.MustParseAddr("198.18.0.0") // benchmarking (RFC 2544): nobody's
+}
+
+// made is where addresses of pods of files are from: those of benchmarks
+// (RFC 2544), which nobody has.
+var made = netip.MustParsePrefix("198.18.0.0/15")
+
+// completePods adds addresses and sidecars for pods of files, as a cluster
+// would.
+func completePods(o *source.Objects) {
+	next := made.Addr()
+	for _, p := range o.Pods { // those that were completed before keep theirs
+		if a, err := netip.ParseAddr(p.Status.PodIP); err == nil && made.Contains(a) && next.Less(a) {
+			next = a
+		}
+	}
 	for _, p := range o.Pods {
 		complete(o, p, &next)
 	}
-	return nil
 }
 
 // workload is a kind that makes pods.

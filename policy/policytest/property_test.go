@@ -3,6 +3,7 @@ package policytest_test
 import (
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -17,18 +18,64 @@ func direction(t *rapid.T) policy.Direction {
 	return rapid.SampledFrom([]policy.Direction{policy.Ingress, policy.Egress}).Draw(t, "direction")
 }
 
-// The fast evaluator decides as the naive one, by the same rule.
+// withIndex is the set with an index, however small it is.
+func withIndex(s *policy.Set) *policy.Set {
+	indexed := *s
+	indexed.Index = policy.NewIndex(s)
+	return &indexed
+}
+
+// The fast evaluator decides as the naive one, by the same rule, whether it
+// tries rules one by one or has an index.
 func TestEvaluateIsNaive(t *testing.T) {
-	for name, sets := range map[string]*rapid.Generator[*policy.Set]{"valid": policytest.Set(), "broken": policytest.BrokenSet()} {
+	generators := map[string]*rapid.Generator[*policy.Set]{
+		"valid": policytest.Set(), "broken": policytest.BrokenSet(), "big": policytest.BigSet(),
+		"valid, indexed":  rapid.Map(policytest.Set(), withIndex),
+		"broken, indexed": rapid.Map(policytest.BrokenSet(), withIndex),
+		"big, indexed":    rapid.Map(policytest.BigSet(), (*policy.Set).Indexed),
+	}
+	for name, sets := range generators {
 		t.Run(name, rapid.MakeCheck(func(t *rapid.T) {
-			s, f, d := sets.Draw(t, "set"), policytest.Flow().Draw(t, "flow"), direction(t)
-			got, want := s.Evaluate(d, f), policytest.Evaluate(s, d, f)
-			ignore := cmpopts.IgnoreFields(policy.Verdict{}, "Reason")
-			if diff := cmp.Diff(want, got, ignore, cmpopts.EquateEmpty()); diff != "" {
-				t.Fatalf("%s\n-naive +fast:\n%s", s.Explain(d, f), diff)
+			s := sets.Draw(t, "set")
+			for _, f := range flows(t, strings.HasPrefix(name, "big")) {
+				d := direction(t)
+				got, want := s.Evaluate(d, f), policytest.Evaluate(s, d, f)
+				ignore := cmpopts.IgnoreFields(policy.Verdict{}, "Reason")
+				if diff := cmp.Diff(want, got, ignore, cmpopts.EquateEmpty()); diff != "" {
+					t.Fatalf("%s\n-naive +fast:\n%s", s.Explain(d, f), diff)
+				}
+				if got.Reason == "" {
+					t.Fatal("the verdict has no reason")
+				}
 			}
-			if got.Reason == "" {
-				t.Fatal("the verdict has no reason")
+		}))
+	}
+}
+
+// flows is one flow, and several for a big set, which takes long to make.
+func flows(t *rapid.T, big bool) []*policy.Flow {
+	if big {
+		return rapid.SliceOfN(policytest.BigFlow(), 1, 8).Draw(t, "flows")
+	}
+	return []*policy.Flow{policytest.Flow().Draw(t, "flow")}
+}
+
+// An index changes no projection, whatever of the flow is unknown, and no trace.
+func TestIndexChangesNothing(t *testing.T) {
+	for name, sets := range map[string]*rapid.Generator[*policy.Set]{"small": policytest.BrokenSet(), "big": policytest.BigSet()} {
+		t.Run(name, rapid.MakeCheck(func(t *rapid.T) {
+			s := sets.Draw(t, "set")
+			indexed := withIndex(s)
+			for _, f := range flows(t, name == "big") {
+				d := direction(t)
+				for _, u := range []policy.Unknown{0, policy.UnknownHTTP, policy.UnknownIdentity, policy.UnknownL7} {
+					if got, want := indexed.ProjectUnknown(d, f, u), s.ProjectUnknown(d, f, u); got != want {
+						t.Fatalf("projection with %b unknown: indexed %s, one by one %s", u, got, want)
+					}
+				}
+				if diff := cmp.Diff(s.Explain(d, f).String(), indexed.Explain(d, f).String()); diff != "" {
+					t.Fatalf("-one by one +indexed:\n%s", diff)
+				}
 			}
 		}))
 	}

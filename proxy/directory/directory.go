@@ -272,7 +272,7 @@ func (d *Directory) applySets(u discovery.Update) error {
 			failed = errors.Join(failed, err)
 			s = &policy.Set{ID: r.GetName()}
 		}
-		next[r.GetName()] = namedSet{s, r.GetVersion()}
+		next[r.GetName()] = namedSet{s.Indexed(), r.GetVersion()}
 	}
 	if failed != nil {
 		d.log.Error("policy can't be read, so everything is denied", "error", failed.Error())
