@@ -16,6 +16,11 @@ import (
 // and between rounds of forgetting flows.
 const keepInterval = time.Second
 
+// forgetShare is how many times as long as a look through all tracked flows takes
+// the next one waits: where many flows meet many changes, this bounds the cost.
+// Nothing but the record of flows that are cut already waits for it.
+const forgetShare = 10
+
 // Run keeps the kernel as it should be until ctx ends: it mends a table that
 // somebody else changed, and makes the kernel forget flows that policy does not
 // allow any more or whose pods are gone.
@@ -29,6 +34,7 @@ func (f *Firewall) Run(ctx context.Context) error {
 			f.log.Warn(what, "error", err)
 		}
 	}
+	var rest time.Time
 	for {
 		select {
 		case <-ticker.C:
@@ -36,7 +42,10 @@ func (f *Firewall) Run(ctx context.Context) error {
 			return nil
 		}
 		say(0, "the kernel's table is not as it should be", f.mend(ctx))
-		say(1, "flows that ended are not forgotten yet", f.forget())
+		if start := time.Now(); start.After(rest) {
+			say(1, "flows that ended are not forgotten yet", f.forget())
+			rest = time.Now().Add(forgetShare * time.Since(start))
+		}
 	}
 }
 

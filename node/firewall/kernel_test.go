@@ -22,7 +22,7 @@ import (
 
 // lab is a node with pods in real network namespaces and a firewall on it.
 type lab struct {
-	t    *testing.T
+	t    testing.TB
 	node *nettest.NS
 	fw   *Firewall
 	pods map[string]*labPod
@@ -35,7 +35,7 @@ type labPod struct {
 	Pod
 }
 
-func newLab(t *testing.T) *lab {
+func newLab(t testing.TB) *lab {
 	node := nettest.New(t)
 	l := &lab{t: t, node: node, pods: map[string]*labPod{}}
 	fw, err := New(Options{Log: slog.New(slog.NewTextHandler(io.Discard, nil)), NFT: inNS{l, nil}.open(), Kernel: kernelIn{node}})

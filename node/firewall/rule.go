@@ -28,6 +28,16 @@ type rule struct {
 	comment string
 }
 
+// family is the IP version that a rule is for; empty for both.
+func (r *rule) family() string {
+	for i := range r.conds {
+		if f := r.conds[i].family; f != "" {
+			return f
+		}
+	}
+	return ""
+}
+
 // verdict is where a rule leads. The zero value drops.
 type verdict uint8
 

@@ -49,13 +49,42 @@ func (g *group) render(base string, sidecar bool) {
 			rules = append(rules, rule{comment: clip("tier " + tier.Name + ": no rule matched of " + enforcing(tier)),
 				drop: &Drop{g.d, flow.Decision{Tier: tier.Name, Selecting: flow.Selecting(tier), Reason: policy.ReasonTierDefault}}})
 		}
-		g.chain(tierChain(base, i), rules)
+		g.split(tierChain(base, i), rules)
 	}
 	if len(g.tiers) == 0 {
 		last := g.leave(base, -1, "no policy selects the pod")
 		last.quiet = true
 		g.chain(base, []rule{last})
 	}
+}
+
+// longChain is how many rules of one IP version make a chain of their own worth
+// the step to it.
+const longChain = 8
+
+// split makes the chain of a tier. Of a long one the packets of IPv6 go to a
+// chain of their own: each sees only the rules that it could match.
+func (g *group) split(name string, rules []rule) {
+	of := func(family string) (out []rule, own int) {
+		for _, r := range rules {
+			switch r.family() {
+			case family:
+				own++
+				fallthrough
+			case "":
+				out = append(out, r)
+			}
+		}
+		return out, own
+	}
+	rules4, own4 := of("ip")
+	rules6, own6 := of("ip6")
+	if own4+own6 < longChain {
+		g.chain(name, rules)
+		return
+	}
+	g.chain(name+"-ip6", rules6)
+	g.chain(name, append([]rule{{conds: []cond{{kind: ofFamily, family: "ip6"}}, to: goOn, next: name + "-ip6", quiet: true}}, rules4...))
 }
 
 // leave is what leaving tier i means, of whatever matches.
