@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -117,6 +118,17 @@ func BenchmarkKernelColdLoad(b *testing.B) {
 	}
 	b.ReportMetric((cpu(b)-spent)*1e3/float64(b.N), "cpu-ms/op")
 	b.ReportMetric(float64(slab(b)-before)/1e6, "kernel-MB")
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	b.ReportMetric(float64(m.HeapAlloc)/1e6, "heap-MB")
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_CHILDREN, &u); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportMetric(float64(u.Maxrss)/1e3, "nft-MB")
+	runtime.KeepAlive(l)
+	runtime.KeepAlive(s)
 }
 
 // BenchmarkKernelChange is one pod's change, until the kernel has it, with the
