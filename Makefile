@@ -92,10 +92,15 @@ verify: tools ## gofmt, vet, staticcheck, generated code current, go mod tidy, a
 	tests/verify.sh
 
 ##@ Benchmarks
-.PHONY: bench bench-go pgo bench-tools
+.PHONY: bench bench-go bench-kernel pgo bench-tools
 bench: bench-tools ## what a pair of sidecars costs beside its peers; QUICK=1 takes two minutes, DOCS=1 publishes that too, ARGS='-pairs floor,hauberk' chooses
 	dist/bench/harness -hauberk dist/bench/hauberk-proxy $(if $(QUICK),-quick) \
 	  $(if $(or $(DOCS),$(if $(QUICK)$(ARGS),,full)),-docs docs/benchmarks.md -svg docs/bench) $(ARGS)
+	$(if $(QUICK)$(ARGS),,$(MAKE) bench-kernel)
+
+bench-kernel: ## what policy in the kernel costs: loading it, changing it, and each packet; needs root, takes ten minutes
+	$(GO) test -run '^$$' -bench 'Kernel(ColdLoad|Change|Forget)' -benchtime 10x ./node/firewall
+	$(GO) test -run '^$$' -bench KernelPacket -benchtime 200x -timeout 60m ./node/firewall
 
 bench-go: ## benchmarks of the packages
 	$(GO) test -run '^$$' -bench . -benchmem ./policy/... ./proxy/...

@@ -152,6 +152,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		lifecycle.Task{Name: "admin", Run: func(ctx context.Context) error { return lifecycle.Serve(ctx, a.Admin, a.adminHandler()) }},
 		lifecycle.Task{Name: "control", Run: a.control.run},
 		lifecycle.Task{Name: "enforce", Run: a.enforce},
+		lifecycle.Task{Name: "firewall", Run: a.firewall.Run},
 		lifecycle.Task{Name: "report", Run: a.report},
 		lifecycle.Task{Name: "tunnel", Run: a.tunnel.Run},
 		lifecycle.Task{Name: "cni", Run: a.cni.Run},

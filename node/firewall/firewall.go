@@ -8,8 +8,13 @@
 // and otherwise left to the sidecar; everything else, and all traffic of a pod
 // without a sidecar, passes only when every completion is allowed.
 //
+// A change of policy holds for flows that exist, because every packet is
+// judged, replies too. Run forgets what such flows leave in the kernel's connection
+// tracking, and mends the table when somebody else changed it.
+//
 // Rules outlive the process: nothing is removed when it ends, and the first
-// transaction of the next one replaces the table whole, atomically.
+// transaction of the next one replaces the table whole, atomically. After that
+// each change is one transaction of the differences.
 package firewall
 
 import (
@@ -86,14 +91,17 @@ type Options struct {
 	Control netip.AddrPort
 	// NFT runs transactions; nil means the nft binary on the table "inet hauberk".
 	NFT knftables.Interface
+	// Kernel is the rest of what is asked of the kernel; nil means that of this
+	// process's network namespace.
+	Kernel Kernel
 }
 
 // Firewall keeps the node's table in step with State and attached pods. It is
 // safe for concurrent use; each method returns when the kernel is programmed.
 type Firewall struct {
-	log     *slog.Logger
-	nft     knftables.Interface
-	control netip.AddrPort
+	log    *slog.Logger
+	nft    knftables.Interface
+	kernel Kernel
 
 	mu sync.Mutex
 	// attached is the pods that CNI ADD brought, by container id. They take
@@ -101,8 +109,18 @@ type Firewall struct {
 	attached map[string]Pod
 	state    State
 	synced   bool   // state was applied at least once
-	current  *table // what the kernel has; nil before the first transaction
-	logs     bool   // the kernel can tell of what it drops
+	current  *table // what the kernel has; nil when that is not known
+	renderer renderer
+
+	// owned is the pods' addresses in the kernel, departed those that no pod has
+	// any more, and stale that flows may have to be forgotten.
+	owned, departed map[netip.Addr]bool
+	stale           bool
+	// checked is the generation of the kernel's rules at which the table was found
+	// to be as it should be, which is shape for the table shapeOf.
+	checked uint32
+	shape   Contents
+	shapeOf *table
 
 	drops      atomic.Pointer[map[string]Drop]
 	logProblem atomic.Pointer[string]
@@ -120,7 +138,13 @@ func New(o Options) (*Firewall, error) {
 		}
 		o.NFT = nft
 	}
-	return &Firewall{log: o.Log, nft: o.NFT, control: o.Control, attached: make(map[string]Pod)}, nil
+	if o.Kernel == nil {
+		o.Kernel = hostKernel{}
+	}
+	return &Firewall{
+		log: o.Log, nft: o.NFT, kernel: o.Kernel, renderer: renderer{control: o.Control}, attached: make(map[string]Pod),
+		departed: make(map[netip.Addr]bool),
+	}, nil
 }
 
 // AddPod puts an attached pod's policy in place. When it returns without an
@@ -227,33 +251,36 @@ func (f *Firewall) pods() []Pod {
 }
 
 // sync brings the kernel from f.current to what is desired now, in one
-// transaction.
+// transaction. When the kernel refuses a change, because it does not have what
+// it should, the table is replaced whole.
 func (f *Firewall) sync(ctx context.Context) error {
-	desired := render(f.pods(), &f.state, f.control)
-	if f.current == nil {
-		f.logs = f.canLog(ctx)
+	if f.current == nil && !f.renderer.asked {
+		f.renderer.logs, f.renderer.asked = f.canLog(ctx), true
 	}
-	if !f.logs {
-		desired.silent()
-	}
+	desired := f.renderer.render(f.pods(), &f.state)
 	f.publish(desired)
-	tx := f.nft.NewTransaction()
-	if f.current == nil {
-		desired.create(tx)
-	} else {
+	if f.current != nil {
+		tx := f.nft.NewTransaction()
 		desired.update(tx, f.current)
-	}
-	if tx.NumOperations() == 0 {
-		f.current = desired
-		return nil
-	}
-	if err := f.nft.Run(ctx, tx); err != nil {
-		// What the kernel has is not known any more for sure: replace it whole next
-		// time.
+		if tx.NumOperations() == 0 {
+			f.became(desired, false)
+			return nil
+		}
+		err := f.nft.Run(ctx, tx)
+		if err == nil {
+			f.log.Debug("kernel policy changed", "operations", tx.NumOperations())
+			f.became(desired, true)
+			return nil
+		}
+		f.log.Warn("the kernel does not have the policy that it was given; replacing all of it", "error", err)
 		f.current = nil
+	}
+	tx := f.nft.NewTransaction()
+	desired.create(tx)
+	if err := f.nft.Run(ctx, tx); err != nil {
 		return err
 	}
 	f.log.Debug("kernel policy programmed", "operations", tx.NumOperations(), "chains", len(desired.chains), "sets", len(desired.sets))
-	f.current = desired
+	f.became(desired, true)
 	return nil
 }

@@ -26,7 +26,8 @@ func (f *Firewall) Free(ctx context.Context, addresses ...netip.Addr) error {
 		keys = append(keys, a.Unmap().String())
 	}
 	tx := f.nft.NewTransaction()
-	for _, name := range []string{mapFrom4, mapFrom6, mapTo4, mapTo6} {
+	for _, name := range []string{mapFrom4, mapFrom6, mapTo4, mapTo6,
+		backChain(mapFrom4), backChain(mapFrom6), backChain(mapTo4), backChain(mapTo6)} {
 		elements, err := f.nft.ListElements(ctx, "map", name)
 		if knftables.IsNotFound(err) {
 			continue

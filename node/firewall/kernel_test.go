@@ -22,7 +22,7 @@ import (
 
 // lab is a node with pods in real network namespaces and a firewall on it.
 type lab struct {
-	t    *testing.T
+	t    testing.TB
 	node *nettest.NS
 	fw   *Firewall
 	pods map[string]*labPod
@@ -35,10 +35,10 @@ type labPod struct {
 	Pod
 }
 
-func newLab(t *testing.T) *lab {
+func newLab(t testing.TB) *lab {
 	node := nettest.New(t)
 	l := &lab{t: t, node: node, pods: map[string]*labPod{}}
-	fw, err := New(Options{Log: slog.New(slog.NewTextHandler(io.Discard, nil)), NFT: inNS{l, nil}.open()})
+	fw, err := New(Options{Log: slog.New(slog.NewTextHandler(io.Discard, nil)), NFT: inNS{l, nil}.open(), Kernel: kernelIn{node}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,6 +64,29 @@ func (i inNS) open() inNS {
 func (i inNS) Run(ctx context.Context, tx *knftables.Transaction) (err error) {
 	i.lab.node.Do(func() { err = i.Interface.Run(ctx, tx) })
 	return err
+}
+
+// kernelIn is the kernel in a namespace.
+type kernelIn struct{ ns *nettest.NS }
+
+func (k kernelIn) Cut(f func(*netlink.ConntrackFlow) bool) (n int, err error) {
+	k.ns.Do(func() { n, err = hostKernel{}.Cut(f) })
+	return n, err
+}
+
+func (k kernelIn) Addresses() (list []netip.Addr, err error) {
+	k.ns.Do(func() { list, err = hostKernel{}.Addresses() })
+	return list, err
+}
+
+func (k kernelIn) Generation() (n uint32, err error) {
+	k.ns.Do(func() { n, err = hostKernel{}.Generation() })
+	return n, err
+}
+
+func (k kernelIn) Contents() (c Contents, err error) {
+	k.ns.Do(func() { c, err = hostKernel{}.Contents() })
+	return c, err
 }
 
 // pod starts a pod whose UID is its name.
@@ -302,7 +325,7 @@ func TestKernelPolicy(t *testing.T) {
 	})
 	t.Run("restart replaces without touching what is restored", func(t *testing.T) {
 		l.t = t
-		fw, err := New(Options{Log: slog.New(slog.NewTextHandler(io.Discard, nil)), NFT: inNS{l, nil}.open()})
+		fw, err := New(Options{Log: slog.New(slog.NewTextHandler(io.Discard, nil)), NFT: inNS{l, nil}.open(), Kernel: kernelIn{l.node}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -323,7 +346,7 @@ func TestKernelPolicy(t *testing.T) {
 			}
 		}
 		l.apply(State{})
-		want := render(nil, &State{}, netip.AddrPort{})
+		want := (&renderer{}).render(nil, &State{})
 		if got := l.fw.current; len(got.chains) != len(want.chains) || len(got.sets) != len(want.sets) {
 			t.Errorf("left: %d chains, %d sets; want %d and %d", len(got.chains), len(got.sets), len(want.chains), len(want.sets))
 		}

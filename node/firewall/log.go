@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"maps"
-	"strings"
 
 	"sigs.k8s.io/knftables"
 
@@ -18,6 +17,10 @@ import (
 // LogPrefix begins the text that the kernel gives with a dropped packet; the id
 // of what decided follows.
 const LogPrefix = "hauberk:"
+
+// ReplySuffix ends that text for a packet that is a reply: the flow that was
+// denied goes the other way.
+const ReplySuffix = "<"
 
 // logRate bounds what each rule tells. Only telling is limited: the drop is a
 // rule of its own.
@@ -36,29 +39,6 @@ func (d *Drop) id() string {
 	return hex.EncodeToString(sum[:6])
 }
 
-// drop is the rules that drop what matches and tell of it first.
-func (t *table) drop(match, comment string, d Drop) []rule {
-	id := d.id()
-	t.drops[id] = d
-	return []rule{
-		{join(match, fmt.Sprintf("%s log prefix %q group %d", logRate, LogPrefix+id, names.NFLogGroup)), ""},
-		{join(match, "counter drop"), comment},
-	}
-}
-
-// silent takes out the rules that tell, for a kernel that can't.
-func (t *table) silent() {
-	for _, c := range t.chains {
-		var kept []rule
-		for _, r := range c.rules {
-			if !strings.Contains(r.text, " log prefix ") {
-				kept = append(kept, r)
-			}
-		}
-		c.rules = kept
-	}
-}
-
 // Dropped is what the id of a logged packet means; false when no rule of this
 // process has it. The rules of before the last change are remembered, because
 // their packets may still be on the way.
@@ -73,7 +53,7 @@ func (f *Firewall) Dropped(id string) (Drop, bool) {
 
 // publish makes the ids of the next table known beside those of the current.
 func (f *Firewall) publish(next *table) {
-	all := map[string]Drop{}
+	all := make(map[string]Drop, len(next.drops))
 	if f.current != nil {
 		maps.Copy(all, f.current.drops)
 	}

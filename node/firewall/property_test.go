@@ -14,20 +14,14 @@ import (
 	"github.com/hauberk-mesh/hauberk/policy/policytest"
 )
 
-// packet is the first packet of a flow as the rules see it.
-type packet struct {
-	src, dst   netip.Addr
-	proto      policy.Protocol
-	port       uint16
-	kind, code uint8
-}
-
 // machine interprets the rule texts that render writes. It knows just their
 // grammar: a text that it does not know fails the test.
 type machine struct {
 	t *table
 	p packet
 	f func(format string, args ...any)
+	// back means that the packet is the reply to p.
+	back bool
 }
 
 // passes runs a chain that is entered by a jump; "return" passes.
@@ -36,7 +30,7 @@ func (m machine) passes(chain string) bool {
 	if c == nil {
 		m.f("chain %s does not exist", chain)
 	}
-	for _, r := range c.rules {
+	for _, r := range c.lines(true) {
 		verdict, ok := m.rule(strings.Fields(r.text))
 		switch {
 		case !ok:
@@ -115,32 +109,41 @@ func (m machine) match(field, values []string, negate bool) bool {
 }
 
 func (m machine) field(a, b string) (string, bool) {
+	src, dst, kind := m.p.src, m.p.dst, int(m.p.kind)
+	port := "dport"
+	if m.back {
+		src, dst, port = dst, src, "sport"
+		var ok bool
+		if kind, ok = answers[m.p.proto][kind]; !ok {
+			kind = 255 // the kernel takes nothing for a reply to it
+		}
+	}
 	tcp, udp, sctp := m.p.proto == policy.TCP, m.p.proto == policy.UDP, m.p.proto == policy.SCTP
 	switch a + " " + b {
 	case "ip saddr":
-		return m.p.src.String(), m.p.src.Is4()
+		return src.String(), src.Is4()
 	case "ip daddr":
-		return m.p.dst.String(), m.p.dst.Is4()
+		return dst.String(), dst.Is4()
 	case "ip6 saddr":
-		return m.p.src.String(), m.p.src.Is6()
+		return src.String(), src.Is6()
 	case "ip6 daddr":
-		return m.p.dst.String(), m.p.dst.Is6()
+		return dst.String(), dst.Is6()
 	case "meta nfproto":
-		return map[bool]string{true: "ipv4", false: "ipv6"}[m.p.src.Is4()], true
+		return map[bool]string{true: "ipv4", false: "ipv6"}[src.Is4()], true
 	case "meta l4proto":
 		return map[policy.Protocol]string{policy.TCP: "tcp", policy.UDP: "udp", policy.SCTP: "sctp", policy.ICMP: "icmp", policy.ICMPv6: "ipv6-icmp"}[m.p.proto], true
-	case "tcp dport":
+	case "tcp " + port:
 		return fmt.Sprint(m.p.port), tcp
-	case "udp dport":
+	case "udp " + port:
 		return fmt.Sprint(m.p.port), udp
-	case "sctp dport":
+	case "sctp " + port:
 		return fmt.Sprint(m.p.port), sctp
 	case "icmp type":
-		return fmt.Sprint(m.p.kind), m.p.proto == policy.ICMP
+		return fmt.Sprint(kind), m.p.proto == policy.ICMP
 	case "icmp code":
 		return fmt.Sprint(m.p.code), m.p.proto == policy.ICMP
 	case "icmpv6 type":
-		return fmt.Sprint(m.p.kind), m.p.proto == policy.ICMPv6
+		return fmt.Sprint(kind), m.p.proto == policy.ICMPv6
 	case "icmpv6 code":
 		return fmt.Sprint(m.p.code), m.p.proto == policy.ICMPv6
 	}
@@ -154,12 +157,8 @@ func (m machine) equal(got, want string) bool {
 		if s == nil {
 			m.f("set %s does not exist", name)
 		}
-		if !s.interval {
-			_, ok := s.keys[got]
-			return ok
-		}
-		for k := range s.keys {
-			if netip.MustParsePrefix(k).Contains(netip.MustParseAddr(got)) {
+		for _, k := range s.less(&set{}) {
+			if k == got || s.prefixes != nil && netip.MustParsePrefix(k).Contains(netip.MustParseAddr(got)) {
 				return true
 			}
 		}
@@ -251,12 +250,28 @@ func TestRenderingIsTheProjection(t *testing.T) {
 		want := set.Project(d, f)
 		for _, meshed := range []bool{false, true} {
 			pod := Pod{UID: pods[0].UID, ContainerID: "c", Addresses: addrs[0], Meshed: meshed, PolicySet: set, NamedPorts: pods[0].NamedPorts}
-			table := render([]Pod{pod}, &state, netip.AddrPort{})
-			verdicts := table.maps[map[policy.Direction][2]string{
-				policy.Ingress: {mapTo4, mapTo6}, policy.Egress: {mapFrom4, mapFrom6}}[d][family]]
+			r := renderer{logs: true}
+			table := r.render([]Pod{pod}, &state)
+			name := map[policy.Direction][2]string{policy.Ingress: {mapTo4, mapTo6}, policy.Egress: {mapFrom4, mapFrom6}}[d][family]
 			passed := true
-			if chain, ok := strings.CutPrefix(verdicts.values[subject.Addr.String()], "jump "); ok {
-				passed = machine{table, p, t.Fatalf}.passes(chain)
+			if chain, ok := table.jump(name, subject.Addr); ok {
+				passed = machine{t: table, p: p, f: t.Fatalf}.passes(chain)
+				if got := table.passes(chain, &p); got != passed {
+					t.Fatalf("flow %+v: the rules as values pass it %t, as nft reads them %t", p, got, passed)
+				}
+			}
+			// What the kernel takes for a reply: any packet but ICMP that asks nothing.
+			if answers[f.Protocol] == nil || answers[f.Protocol][int(p.kind)] != 0 || p.kind == 8 {
+				replied := true
+				if chain, ok := table.jump(backChain(name), subject.Addr); ok {
+					replied = machine{t: table, p: p, f: t.Fatalf, back: true}.passes(chain)
+				}
+				if replied != passed {
+					t.Fatalf("flow %+v passes %t, its replies %t", p, passed, replied)
+				}
+			}
+			if again := r.render([]Pod{pod}, &state); len(changed(again.chains, table.chains)) != 0 {
+				t.Fatalf("chains %v were rendered anew although nothing changed", changed(again.chains, table.chains))
 			}
 			careful := undecidedPass(set.Tiers(d))
 			switch {

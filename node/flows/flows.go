@@ -172,10 +172,14 @@ func (r *Reader) take(l logged, lost uint64) {
 	if !ours {
 		return
 	}
+	id, reply := strings.CutSuffix(id, firewall.ReplySuffix)
 	p, err := decode(l.payload)
 	if err != nil && !p.src.IsValid() {
 		r.Log.Debug("a dropped packet can't be read", "error", err)
 		return
+	}
+	if reply {
+		p = p.opposite()
 	}
 	rec := flow.Record{
 		Time: l.time, Node: r.Node, Verdict: flow.Deny, Layer: flow.Kernel, Lost: lost,

@@ -211,6 +211,40 @@ func TestDropsOfTheKernel(t *testing.T) {
 		}
 		l.pod(t, "client", client4, client6, open)
 	})
+	t.Run("a reply of a flow that is not allowed any more", func(t *testing.T) {
+		l.pod(t, "server", server4, server6, open)
+		defer l.pod(t, "server", server4, server6, closed)
+		var at net.PacketConn
+		var c net.Conn
+		var err error
+		l.server.Do(func() { at, err = net.ListenPacket("udp", "["+server6+"]:53") })
+		if err == nil {
+			l.client.Do(func() { c, err = net.Dial("udp", "["+server6+"]:53") })
+		}
+		if err == nil {
+			_, err = c.Write([]byte("hello"))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer at.Close()
+		defer c.Close()
+		_ = at.SetReadDeadline(time.Now().Add(10 * time.Second))
+		_, from, err := at.ReadFrom(make([]byte, 9))
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.pod(t, "server", server4, server6, closed)
+		_, s := l.ring.Subscribe(flow.Filter{})
+		defer s.Close()
+		if _, err := at.WriteTo([]byte("hello"), from); err != nil {
+			t.Fatal(err)
+		}
+		got := await(t, s)
+		if got.Direction != "Ingress" || got.Source.Pod != "customer-1" || got.Destination.Pod != "database-0" || got.Port != 53 {
+			t.Errorf("got %+v", got)
+		}
+	})
 	t.Run("an address that is not the pod's", func(t *testing.T) {
 		_, s := l.ring.Subscribe(flow.Filter{})
 		defer s.Close()

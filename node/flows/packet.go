@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/hauberk-mesh/hauberk/node/firewall"
 	"github.com/hauberk-mesh/hauberk/policy"
 )
 
@@ -13,7 +14,7 @@ import (
 type packet struct {
 	src, dst           netip.Addr
 	protocol           policy.Protocol
-	dstPort            uint16
+	srcPort, dstPort   uint16
 	hasICMP            bool
 	icmpType, icmpCode uint8
 }
@@ -108,11 +109,25 @@ func (p *packet) transport(b []byte) {
 	switch p.protocol {
 	case policy.TCP, policy.UDP, policy.SCTP:
 		if len(b) >= 4 {
-			p.dstPort = binary.BigEndian.Uint16(b[2:])
+			p.srcPort, p.dstPort = binary.BigEndian.Uint16(b), binary.BigEndian.Uint16(b[2:])
 		}
 	case policy.ICMP, policy.ICMPv6:
 		if len(b) >= 2 {
 			p.hasICMP, p.icmpType, p.icmpCode = true, b[0], b[1]
 		}
 	}
+}
+
+// opposite is the packet that p replies to, as far as p tells.
+func (p packet) opposite() packet {
+	p.src, p.dst = p.dst, p.src
+	p.srcPort, p.dstPort = p.dstPort, p.srcPort
+	switch asked, ok := firewall.Asked(p.protocol, p.icmpType); {
+	case !p.hasICMP:
+	case ok:
+		p.icmpType = asked
+	default:
+		p.hasICMP = false
+	}
+	return p
 }

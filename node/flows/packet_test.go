@@ -28,16 +28,16 @@ func TestDecode(t *testing.T) {
 		want      packet
 		err       string
 	}{
-		{"TCP", "45000028000000004006 0000" + v4 + "9c40 0050", packet{src: a4, dst: b4, protocol: policy.TCP, dstPort: 80}, ""},
-		{"options before TCP", "46000028000000004006 0000" + v4 + "01010101 9c40 0050", packet{src: a4, dst: b4, protocol: policy.TCP, dstPort: 80}, ""},
+		{"TCP", "45000028000000004006 0000" + v4 + "9c40 0050", packet{src: a4, dst: b4, protocol: policy.TCP, srcPort: 40000, dstPort: 80}, ""},
+		{"options before TCP", "46000028000000004006 0000" + v4 + "01010101 9c40 0050", packet{src: a4, dst: b4, protocol: policy.TCP, srcPort: 40000, dstPort: 80}, ""},
 		{"a later fragment has no ports", "4500002800000001 4011 0000" + v4 + "9c40 0050", packet{src: a4, dst: b4, protocol: policy.UDP}, ""},
 		{"ICMP", "45000028000000004001 0000" + v4 + "0301", packet{src: a4, dst: b4, protocol: policy.ICMP, hasICMP: true, icmpType: 3, icmpCode: 1}, ""},
-		{"SCTP", "45000028000000004084 0000" + v4 + "9c40 0050", packet{src: a4, dst: b4, protocol: policy.SCTP, dstPort: 80}, ""},
+		{"SCTP", "45000028000000004084 0000" + v4 + "9c40 0050", packet{src: a4, dst: b4, protocol: policy.SCTP, srcPort: 40000, dstPort: 80}, ""},
 		{"cut in the transport", "45000028000000004006 0000" + v4 + "9c", packet{src: a4, dst: b4, protocol: policy.TCP}, ""},
-		{"UDP over IPv6", "600000000008 11 40" + v6 + "9c40 0035", packet{src: a6, dst: b6, protocol: policy.UDP, dstPort: 53}, ""},
+		{"UDP over IPv6", "600000000008 11 40" + v6 + "9c40 0035", packet{src: a6, dst: b6, protocol: policy.UDP, srcPort: 40000, dstPort: 53}, ""},
 		{"behind extension headers", "600000000008 00 40" + v6 + "2b00000000000000" + "3c00000000000000" + "0600000000000000" + "9c40 0050",
-			packet{src: a6, dst: b6, protocol: policy.TCP, dstPort: 80}, ""},
-		{"the first fragment of IPv6", "600000000008 2c 40" + v6 + "1100000100000001" + "9c40 0035", packet{src: a6, dst: b6, protocol: policy.UDP, dstPort: 53}, ""},
+			packet{src: a6, dst: b6, protocol: policy.TCP, srcPort: 40000, dstPort: 80}, ""},
+		{"the first fragment of IPv6", "600000000008 2c 40" + v6 + "1100000100000001" + "9c40 0035", packet{src: a6, dst: b6, protocol: policy.UDP, srcPort: 40000, dstPort: 53}, ""},
 		{"a later fragment of IPv6", "600000000008 2c 40" + v6 + "1100000900000001" + "9c40 0035", packet{src: a6, dst: b6, protocol: policy.UDP}, ""},
 		{"nothing", "", packet{}, "ends inside"},
 		{"too short for IPv4", "45000028", packet{}, "ends inside"},
@@ -56,6 +56,26 @@ func TestDecode(t *testing.T) {
 				t.Errorf("error %v, want %q", err, tt.err)
 			}
 			if got != tt.want {
+				t.Errorf("got %+v, want %+v", got, tt.want)
+			}
+		})
+	}
+}
+
+// TestOpposite: of a reply that was dropped the flow is told that it belongs to.
+func TestOpposite(t *testing.T) {
+	a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
+	for _, tt := range []struct {
+		name        string
+		reply, want packet
+	}{
+		{"UDP", packet{src: a, dst: b, protocol: policy.UDP, srcPort: 53, dstPort: 40000}, packet{src: b, dst: a, protocol: policy.UDP, srcPort: 40000, dstPort: 53}},
+		{"an echo", packet{src: a, dst: b, protocol: policy.ICMP, hasICMP: true}, packet{src: b, dst: a, protocol: policy.ICMP, hasICMP: true, icmpType: 8}},
+		{"an echo over IPv6", packet{src: a, dst: b, protocol: policy.ICMPv6, hasICMP: true, icmpType: 129}, packet{src: b, dst: a, protocol: policy.ICMPv6, hasICMP: true, icmpType: 128}},
+		{"ICMP that answers nothing", packet{src: a, dst: b, protocol: policy.ICMP, hasICMP: true, icmpType: 3}, packet{src: b, dst: a, protocol: policy.ICMP, icmpType: 3}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := tt.reply.opposite(); got != tt.want {
 				t.Errorf("got %+v, want %+v", got, tt.want)
 			}
 		})
