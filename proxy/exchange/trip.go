@@ -53,7 +53,7 @@ func (t *trip) run() (again bool, err error) {
 	if err := t.sendResponse(); err != nil {
 		return false, err
 	}
-	t.reusable = !r.Close
+	t.reusable = !r.Close && (t.up.Sidecar || !mayTrail(r))
 	if err := t.awaitBody(unsent || r.Close); err != nil {
 		t.usable, t.reusable = false, false
 	}
@@ -61,6 +61,19 @@ func (t *trip) run() (again bool, err error) {
 		return false, t.finish()
 	}
 	return true, nil
+}
+
+// mayTrail reports a response that has no body by its request or status but says
+// that there is one. Some servers do send it, later than anybody can wait for, and
+// then it would stand before the next response of the connection.
+func mayTrail(r *http1.Head) bool {
+	if r.Framing != http1.NoBody || r.Status < 200 {
+		return false
+	}
+	if r.Status == 204 || r.Status == 304 {
+		return r.Length > 0
+	}
+	return r.Length != 0 // to HEAD, where none is known as little as some
 }
 
 // sendBody sends the request's body: at once when all of it is at hand, else

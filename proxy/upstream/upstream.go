@@ -258,7 +258,7 @@ func (s *Set) HTTP(ctx context.Context, c Choice, fresh bool) (*exchange.Conn, e
 	e.worked()
 	e.live.Add(1)
 	wrapped := exchange.NewConn(conn)
-	wrapped.Expires, wrapped.Generation = expires, generation
+	wrapped.Expires, wrapped.Generation, wrapped.Sidecar = expires, generation, e.meshed()
 	return wrapped, nil
 }
 
