@@ -38,7 +38,7 @@ test-unit: ## unit tests with the race detector, all modules
 	cd tests/collector && $(GO) test ./...
 
 test-packet: tools-packet ## packet-level tests in network namespaces (root)
-	$(GO) test -count=1 ./node/... ./cni-plugin/... ./proxy/... ./install/images/... ./tests/conformance/replay
+	$(GO) test -count=1 ./node/... ./cni-plugin/... ./proxy/... ./install/images/... ./tests/conformance/replay ./tests/differential
 
 test-e2e: $(CLUSTER) ## end-to-end tests on the local cluster (root)
 	$(GO) run ./tests/e2e/run
