@@ -91,15 +91,15 @@ func NewCore(o CoreOptions) *Core {
 	if o.Timeouts == (exchange.Timeouts{}) {
 		o.Timeouts = exchange.DefaultTimeouts
 	}
-	c := &Core{opts: o, Directory: directory.New(o.PodUID, o.Log), Connections: &connections.Registry{}, Registry: prometheus.NewRegistry(),
+	c := &Core{opts: o, Directory: directory.New(o.PodUID, o.Log), Connections: &connections.Registry{Watch: socket.NewWatch()}, Registry: prometheus.NewRegistry(),
 		Flows: flow.NewRing(keptFlows, flowsPerSecond)}
 	c.Registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	metrics := telemetry.NewMetrics(c.Registry, telemetry.Sources{Expiry: o.Source.Expiry, Updated: c.Directory.Updated,
 		Connected: o.Connected, Version: version.Version})
 	c.pipeline = otlp.New(otlp.Options{Gatherer: c.Registry, Scope: "github.com/hauberk-mesh/hauberk/proxy", Log: o.Log})
 	c.Observer = telemetry.NewObserver(metrics, c.pipeline, o.Log, o.AccessLog, c.Flows)
-	dial := socket.Dialer(dialTimeout).DialContext
-	c.Upstreams = upstream.New(upstream.Options{TLS: clientTLS(o.Source), Dial: socket.Dialer(upstream.DialTimeout).DialContext,
+	dial := c.Connections.Watch.Dial(socket.Dialer(dialTimeout).DialContext)
+	c.Upstreams = upstream.New(upstream.Options{TLS: clientTLS(o.Source), Dial: c.Connections.Watch.Dial(socket.Dialer(upstream.DialTimeout).DialContext),
 		Self: o.PodUID, Handshakes: metrics})
 	principal := func() string {
 		if svid, ok := o.Source.Current(); ok {
@@ -139,6 +139,7 @@ func (c *Core) Run(ctx context.Context) error {
 		lifecycle.Task{Name: "directory", Run: c.Directory.Run},
 		lifecycle.Task{Name: "upstreams", Run: c.Upstreams.Run},
 		lifecycle.Task{Name: "changes", Run: c.follow},
+		lifecycle.Task{Name: "watch", Run: c.Connections.Watch.Run},
 	)
 	if flush := c.pipeline.Shutdown(context.WithoutCancel(ctx)); flush != nil {
 		c.opts.Log.Debug("telemetry not flushed", "error", flush.Error())
