@@ -100,7 +100,7 @@ func NewCore(o CoreOptions) *Core {
 	c.Observer = telemetry.NewObserver(metrics, c.pipeline, o.Log, o.AccessLog, c.Flows)
 	dial := c.Connections.Watch.Dial(socket.Dialer(dialTimeout).DialContext)
 	c.Upstreams = upstream.New(upstream.Options{TLS: clientTLS(o.Source), Dial: c.Connections.Watch.Dial(socket.Dialer(upstream.DialTimeout).DialContext),
-		Self: o.PodUID, Handshakes: metrics})
+		Self: o.PodUID, Zone: c.zone, Handshakes: metrics})
 	principal := func() string {
 		if svid, ok := o.Source.Current(); ok {
 			return svid.ID.String()
@@ -113,6 +113,14 @@ func NewCore(o CoreOptions) *Core {
 		TLS:                 identity.ServerTLS(o.Source, identity.WithALPN(names.ALPNHTTP1, names.ALPNTCP)),
 		OriginalDestination: o.Inbound, Foreign: o.Foreign, Dial: dial, Principal: principal, Timeouts: o.Timeouts, Log: o.Log})
 	return c
+}
+
+// zone is the own pod's.
+func (c *Core) zone() string {
+	if self := c.Directory.Self(); self != nil {
+		return self.Workload.Proto.GetZone()
+	}
+	return ""
 }
 
 // clientTLS makes configurations that accept one identity and one pod.
