@@ -92,6 +92,7 @@ type admitted struct {
 type pair struct {
 	backend backend
 	dial    string // the client's sidecar
+	inbound string // the server's
 	app     netip.AddrPort
 	sees    *journal[seen]
 	log     *journal[admitted]
@@ -190,7 +191,7 @@ func startPair(t *testing.T, b backend, o options) *pair {
 	for _, at := range []netip.AddrPort{in, out, p.clientAdmin, p.serverAdmin} {
 		listening(t, at)
 	}
-	p.dial = out.String()
+	p.dial, p.inbound = out.String(), in.String()
 	return p
 }
 
