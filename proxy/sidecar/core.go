@@ -91,13 +91,14 @@ func NewCore(o CoreOptions) *Core {
 	if o.Timeouts == (exchange.Timeouts{}) {
 		o.Timeouts = exchange.DefaultTimeouts
 	}
-	c := &Core{opts: o, Directory: directory.New(o.PodUID, o.Log), Connections: &connections.Registry{Watch: socket.NewWatch()}, Registry: prometheus.NewRegistry(),
+	c := &Core{opts: o, Directory: directory.New(o.PodUID, o.Log), Connections: &connections.Registry{}, Registry: prometheus.NewRegistry(),
 		Flows: flow.NewRing(keptFlows, flowsPerSecond)}
 	c.Registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	metrics := telemetry.NewMetrics(c.Registry, telemetry.Sources{Expiry: o.Source.Expiry, Updated: c.Directory.Updated,
 		Connected: o.Connected, Version: version.Version})
 	c.pipeline = otlp.New(otlp.Options{Gatherer: c.Registry, Scope: "github.com/hauberk-mesh/hauberk/proxy", Log: o.Log})
 	c.Observer = telemetry.NewObserver(metrics, c.pipeline, o.Log, o.AccessLog, c.Flows)
+	c.Connections.Watch = socket.NewWatch()
 	dial := c.Connections.Watch.Dial(socket.Dialer(dialTimeout).DialContext)
 	c.Upstreams = upstream.New(upstream.Options{TLS: clientTLS(o.Source), Dial: c.Connections.Watch.Dial(socket.Dialer(upstream.DialTimeout).DialContext),
 		Self: o.PodUID, Zone: c.zone, Handshakes: metrics})

@@ -98,7 +98,8 @@ func NewMetrics(reg prometheus.Registerer, src Sources) *Metrics {
 		routes: make(map[RouteKey]*Route),
 	}
 	reg.MustRegister(m.requests, m.duration, m.httpBytes, m.opened, m.closed, m.tcpBytes, m.verdicts, m.handshake, m.failures,
-		m.rejected, m.retries, m.endpoints)
+		m.rejected, m.retries)
+	reg.MustRegister(m.endpoints)
 	m.registerSources(reg, src)
 	return m
 }

@@ -126,9 +126,8 @@ func (s *Set) sweep(now time.Time, all bool) {
 	}
 }
 
-// endpoint is called with mu held.
 func (s *Set) endpoint(d *directory.Endpoint, now time.Time) (*endpoint, error) {
-	k := keyOf(d)
+	k := keyOf(d) // mu is held by the caller
 	if s.self != "" && d.PodUID == s.self {
 		k.SPIFFEID = ""
 	}
