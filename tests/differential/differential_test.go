@@ -1,14 +1,12 @@
 package differential
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"slices"
 	"strings"
 	"syscall"
@@ -200,26 +198,4 @@ func TestCorpus(t *testing.T) {
 			})
 		}
 	}
-}
-
-// responses reads the answers to requests of the given methods.
-func responses(t *testing.T, b []byte, methods ...string) []int {
-	t.Helper()
-	r := bufio.NewReader(bytes.NewReader(b))
-	var got []int
-	for _, m := range methods {
-		resp, err := http.ReadResponse(r, &http.Request{Method: m})
-		if err != nil {
-			t.Fatalf("answer %d of %q: %v", len(got)+1, b, err)
-		}
-		if _, err := io.Copy(io.Discard, resp.Body); err != nil {
-			t.Fatalf("body %d of %q: %v", len(got)+1, b, err)
-		}
-		resp.Body.Close()
-		got = append(got, resp.StatusCode)
-	}
-	if rest, _ := io.ReadAll(r); len(rest) > 0 {
-		t.Errorf("bytes behind the last answer: %q", rest)
-	}
-	return got
 }
