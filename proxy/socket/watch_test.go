@@ -33,6 +33,8 @@ func neighbour(t *testing.T) net.Listener {
 	command(t, "ip netns add hauberk-watch")
 	t.Cleanup(func() { command(t, "ip netns del hauberk-watch") })
 	command(t, "ip link add hbkwatch type veth peer name eth0 netns hauberk-watch")
+	// At once: with its namespace it would go some time later.
+	t.Cleanup(func() { command(t, "ip link del hbkwatch") })
 	command(t, "ip addr add 198.51.100.201/30 dev hbkwatch")
 	command(t, "ip link set hbkwatch up")
 	command(t, "ip -n hauberk-watch addr add 198.51.100.202/30 dev eth0")
