@@ -32,13 +32,14 @@ test: verify test-unit test-packet test-e2e ## everything: verify, unit, packet 
 
 ##@ Tests
 .PHONY: test-unit test-packet test-e2e
-test-unit: ## unit tests with the race detector, all modules
+test-unit: ## unit tests with the race detector, all modules; fuzzers of the data path for 3 s each
 	CGO_ENABLED=1 $(GO) test -race -short ./...
 	cd tests/cluster && $(GO) test ./...
 	cd tests/collector && $(GO) test ./...
+	tests/fuzz.sh 3s proxy internal/identity # what strangers send; make fuzz has all
 
 test-packet: tools-packet ## packet-level tests in network namespaces (root)
-	$(GO) test -count=1 ./node/... ./cni-plugin/... ./proxy/... ./install/images/... ./tests/conformance/replay
+	$(GO) test -count=1 ./node/... ./cni-plugin/... ./proxy/... ./install/images/... ./tests/conformance/replay ./tests/differential
 
 test-e2e: $(CLUSTER) ## end-to-end tests on the local cluster (root)
 	$(GO) run ./tests/e2e/run
@@ -48,8 +49,8 @@ conformance: $(CLUSTER) ## Kubernetes' conformance suites (root); SUITE=cyclonus
 	$(GO) run ./tests/conformance -nodes $(NODES) $(if $(SUITE),-suite $(SUITE)) $(ARGS)
 
 .PHONY: fuzz
-fuzz: ## each fuzzer for FUZZTIME (30s)
-	tests/fuzz.sh $(or $(FUZZTIME),30s)
+fuzz: ## each fuzzer for FUZZTIME (30s); ARGS=--list names them
+	tests/fuzz.sh $(or $(ARGS),$(FUZZTIME),30s)
 
 ##@ A local Kubernetes
 .PHONY: cluster cluster-down cluster-load cluster-status

@@ -234,3 +234,24 @@ func TestSplitKeepsMeaning(t *testing.T) {
 		}
 	})
 }
+
+// TestZones: a pod learns its node's zone, and so do those that have it as an
+// endpoint; strangers do not learn it of the pod itself.
+func TestZones(t *testing.T) {
+	facts := cluster()
+	facts.Nodes[1].Zone = "north"
+	facts.Pods[0].Node, facts.Pods[1].Node = "n1", "n2"
+	r := compile.Compile(facts)
+	for uid, want := range map[string]string{"subject": "", "server": "north"} {
+		w := r.Workloads[uid]
+		if w == nil {
+			t.Fatalf("no workload %s", uid)
+		}
+		if w.GetZone() != want {
+			t.Errorf("%s is in zone %q, want %q", uid, w.GetZone(), want)
+		}
+		if got := compile.Public(w).GetZone(); got != "" {
+			t.Errorf("others learn %s's zone %q", uid, got)
+		}
+	}
+}

@@ -27,6 +27,7 @@ func (c *compiler) workloads() {
 			WorkloadName:         p.OwnerName,
 			WorkloadKind:         p.OwnerKind,
 			HostNetwork:          p.HostNetwork,
+			Zone:                 entry.zone,
 			Terminating:          p.Terminating,
 			Bootstrap:            p.Namespace == names.Namespace || slices.Contains(c.facts.Mesh.BootstrapNamespaces, p.Namespace),
 		}

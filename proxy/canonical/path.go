@@ -84,7 +84,7 @@ func resolve(b []byte) ([]byte, error) {
 			i++
 		}
 		segment, last := b[start:i], i == len(b)
-		if p := bytes.IndexByte(segment, ';'); p >= 0 && isDots(segment[:p]) && p > 0 {
+		if p := semicolon(segment); p > 0 && isDots(segment[:p]) {
 			return nil, ErrDotParams
 		}
 		switch string(segment) {
@@ -103,6 +103,16 @@ func resolve(b []byte) ([]byte, error) {
 		}
 	}
 	return out, nil
+}
+
+// semicolon finds where a segment's parameters begin, or -1. One that is encoded
+// begins them for those who decode first and cut then.
+func semicolon(segment []byte) int {
+	plain, encoded := bytes.IndexByte(segment, ';'), bytes.Index(segment, []byte("%3B"))
+	if plain < 0 || encoded >= 0 && encoded < plain {
+		return encoded
+	}
+	return plain
 }
 
 func isDots(b []byte) bool { return string(b) == "." || string(b) == ".." }

@@ -49,6 +49,9 @@ func (l *Live) OnWake(f func()) { l.wake.Store(&f) }
 
 // Registry is the connections of one sidecar. The zero Registry is empty.
 type Registry struct {
+	// Watch is told of each connection; nil for none. It is set before the first.
+	Watch *socket.Watch
+
 	draining, stopping atomic.Bool
 
 	mu   sync.Mutex
@@ -58,6 +61,7 @@ type Registry struct {
 // Add lists a connection until Remove.
 func (r *Registry) Add(direction string, c net.Conn, target string) *Live {
 	l := &Live{Direction: direction, Peer: c.RemoteAddr().String(), Target: target, Since: time.Now(), conn: c}
+	r.Watch.Add(c)
 	r.mu.Lock()
 	if r.live == nil {
 		r.live = make(map[*Live]struct{})

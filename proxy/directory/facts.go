@@ -78,7 +78,9 @@ type Destination struct {
 	Port            uint16
 	Protocol        hauberkv1.AppProtocol
 	Endpoints       []Endpoint
-	Version         string
+	// Zones is how many zones the endpoints are in, 0 unless each is in a known one.
+	Zones   int
+	Version string
 }
 
 // Service is namespace/name of a Service, empty for a pod.
@@ -96,6 +98,7 @@ type Endpoint struct {
 	Ready, Terminating bool
 	Workload           string
 	Namespace, PodName string
+	Zone               string // empty when it is not known
 }
 
 // Meshed reports whether the endpoint speaks mTLS.
@@ -107,6 +110,7 @@ func destinationFrom(r *hauberkv1.Resource) (*Destination, error) {
 	if err != nil {
 		return nil, fmt.Errorf("destination %q: %w", r.GetName(), err)
 	}
+	zones := make(map[string]bool)
 	d := &Destination{Address: addr, Kind: m.GetKind(), Namespace: m.GetNamespace(), Name: m.GetName(),
 		Port: uint16(m.GetPort()), Protocol: m.GetProtocol(), Version: r.GetVersion()}
 	for _, e := range m.GetEndpoints() {
@@ -121,7 +125,12 @@ func destinationFrom(r *hauberkv1.Resource) (*Destination, error) {
 			Addr: netip.AddrPortFrom(a.Unmap(), uint16(e.GetPort())), PodUID: e.GetPodUid(), SPIFFEID: e.GetSpiffeId(),
 			Ready: e.GetReady(), Terminating: e.GetTerminating(),
 			Workload: e.GetWorkloadName(), Namespace: e.GetNamespace(), PodName: e.GetPodName(),
+			Zone: e.GetZone(),
 		})
+		zones[e.GetZone()] = true
+	}
+	if !zones[""] {
+		d.Zones = len(zones)
 	}
 	return d, nil
 }

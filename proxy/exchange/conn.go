@@ -41,6 +41,8 @@ type Conn struct {
 	// Expires is when it must no longer be used for a new request; zero for
 	// never.
 	Expires time.Time
+	// Sidecar says that the other end is one of ours, which frames as we do.
+	Sidecar bool
 	// Generation is for whoever pools it: which trust it was made under.
 	Generation int64
 

@@ -53,7 +53,7 @@ func (t *trip) run() (again bool, err error) {
 	if err := t.sendResponse(); err != nil {
 		return false, err
 	}
-	t.reusable = !r.Close
+	t.reusable = !r.Close && (t.up.Sidecar || !mayTrail(r))
 	if err := t.awaitBody(unsent || r.Close); err != nil {
 		t.usable, t.reusable = false, false
 	}
@@ -287,7 +287,8 @@ func (t *trip) stop() {
 
 // upstreamFailed handles an attempt that yielded no response. Sent again is
 // what was not acted on: the connection had been idle and ended without a byte
-// in answer, and the request promises to be safe and has no body.
+// in answer, and the request has no body and promises to be safe, or the other
+// end is a sidecar and ended in order, which it does only between requests.
 func (t *trip) upstreamFailed(err error) (bool, error) {
 	x := &t.x
 	hadBody := x.Request.Framing != http1.NoBody
@@ -311,7 +312,8 @@ func (t *trip) upstreamFailed(err error) (bool, error) {
 	}
 	var syntax *http1.Error
 	broken := errors.As(err, &syntax)
-	if t.reused && fresh && !hadBody && !broken && !isTimeout(err) && x.Request.Idempotent() {
+	if t.reused && fresh && !hadBody && !broken && !isTimeout(err) &&
+		(x.Request.Idempotent() || t.up.Sidecar && errors.Is(err, io.EOF)) {
 		t.retry = true
 		return false, nil
 	}

@@ -33,7 +33,7 @@ func (h *Head) collect() (collected, error) {
 				c.http2 = true // several Upgrade lines: none is taken
 			}
 			c.protocol = f.Value
-			c.http2 = c.http2 || containsToken(f.Value, "h2c") || containsToken(f.Value, "h2")
+			c.http2 = c.http2 || namesHTTP(f.Value)
 		case TE:
 			h.AcceptsTrailers = h.AcceptsTrailers || containsToken(f.Value, "trailers")
 		case Connection:
@@ -190,6 +190,19 @@ func nextElement(b []byte) (element, rest []byte) {
 		}
 	}
 	return trim(b), nil
+}
+
+// namesHTTP reports whether an Upgrade list has HTTP itself in any version, drafts
+// of HTTP/2 included: what is requested then would be read by nobody here.
+func namesHTTP(list []byte) bool {
+	for len(list) > 0 {
+		var e []byte
+		e, list = nextElement(list)
+		if foldsTo(e, "h2") || foldsTo(e, "h3") || foldsTo(e, "http") {
+			return true
+		}
+	}
+	return false
 }
 
 func containsToken(list []byte, token string) bool {

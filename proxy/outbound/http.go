@@ -80,6 +80,7 @@ func (h *requests) serviceName() string {
 // Connect tries endpoints until one accepts; nothing was sent to those before.
 func (h *requests) Connect(ctx context.Context, x *exchange.Exchange, attempt int) (*exchange.Conn, error) {
 	for {
+		h.rec.Attempts++
 		conn, err := h.Upstreams.HTTP(ctx, h.choice, attempt > 0)
 		if err == nil {
 			h.sent = time.Now()

@@ -279,6 +279,7 @@ func (c *connection) relay(ctx context.Context) {
 		if !c.judge(ctx, &rec, e) {
 			return
 		}
+		rec.Attempts++
 		up, err := c.Upstreams.TCP(ctx, choice)
 		if err != nil && ctx.Err() == nil && len(tried)+1 < maxEndpoints {
 			c.Observer.Retried()

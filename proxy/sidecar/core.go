@@ -105,9 +105,10 @@ func NewCore(o CoreOptions) *Core {
 		Connected: o.Connected, Version: version.Version})
 	c.pipeline = otlp.New(otlp.Options{Gatherer: c.Registry, Scope: "github.com/hauberk-mesh/hauberk/proxy", Log: o.Log})
 	c.Observer = telemetry.NewObserver(metrics, c.pipeline, o.Log, o.AccessLog, c.Flows)
-	dial := socket.Dialer(dialTimeout).DialContext
-	c.Upstreams = upstream.New(upstream.Options{TLS: clientTLS(o.Source), Dial: socket.Dialer(upstream.DialTimeout).DialContext,
-		Self: o.PodUID, Handshakes: metrics})
+	c.Connections.Watch = socket.NewWatch()
+	dial := c.Connections.Watch.Dial(socket.Dialer(dialTimeout).DialContext)
+	c.Upstreams = upstream.New(upstream.Options{TLS: clientTLS(o.Source), Dial: c.Connections.Watch.Dial(socket.Dialer(upstream.DialTimeout).DialContext),
+		Self: o.PodUID, Zone: c.zone, Handshakes: metrics})
 	principal := func() string {
 		if svid, ok := o.Source.Current(); ok {
 			return svid.ID.String()
@@ -126,6 +127,14 @@ func NewCore(o CoreOptions) *Core {
 		TLS:                 identity.ServerTLS(o.Source, identity.WithALPN(names.ALPNHTTP1, names.ALPNTCP)),
 		OriginalDestination: o.Inbound, Foreign: o.Foreign, Dial: dial, Principal: principal, Timeouts: o.Timeouts, Hangups: c.hangups, Log: o.Log})
 	return c
+}
+
+// zone is the own pod's.
+func (c *Core) zone() string {
+	if self := c.Directory.Self(); self != nil {
+		return self.Workload.Proto.GetZone()
+	}
+	return ""
 }
 
 // clientTLS makes configurations that accept one identity and one pod.
@@ -153,6 +162,7 @@ func (c *Core) Run(ctx context.Context) error {
 		lifecycle.Task{Name: "upstreams", Run: c.Upstreams.Run},
 		lifecycle.Task{Name: "hangups", Run: c.hangups.Run},
 		lifecycle.Task{Name: "changes", Run: c.follow},
+		lifecycle.Task{Name: "watch", Run: c.Connections.Watch.Run},
 	)
 	if flush := c.pipeline.Shutdown(context.WithoutCancel(ctx)); flush != nil {
 		c.opts.Log.Debug("telemetry not flushed", "error", flush.Error())

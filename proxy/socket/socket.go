@@ -1,6 +1,6 @@
 // Package socket sets the options of every TCP socket that the proxy opens or
-// accepts: a peer that vanished is noticed within twenty seconds, multipath TCP
-// is off, and what was not yet acknowledged is not waited for longer than that.
+// accepts: a peer that vanished is noticed in bounded time, whether something is
+// under way to it (Watch) or not (keep-alive), and multipath TCP is off.
 //
 // It owns sockets, not what is said on them.
 package socket
@@ -11,30 +11,19 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"syscall"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// userTimeout is how long sent data may stay unacknowledged (RFC 5482).
-const userTimeout = 20 * time.Second
-
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 3 * time.Second, Count: 3}
 
 // Dialer is a dialer with our options.
 func Dialer(timeout time.Duration) *net.Dialer {
-	d := &net.Dialer{Timeout: timeout, KeepAliveConfig: keepAlive, Control: control}
+	d := &net.Dialer{Timeout: timeout, KeepAliveConfig: keepAlive}
 	d.SetMultipathTCP(false)
 	return d
-}
-
-func control(_, _ string, c syscall.RawConn) error {
-	return c.Control(func(fd uintptr) {
-		// Only a limit that is missing is lost when the kernel refuses.
-		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(userTimeout.Milliseconds()))
-	})
 }
 
 // Listen listens on port of every IPv4 and IPv6 address, by a socket for each
@@ -60,7 +49,7 @@ func Listen(ctx context.Context, port int) ([]net.Listener, error) {
 
 // ListenOn listens on one address.
 func ListenOn(ctx context.Context, network, address string) (net.Listener, error) {
-	config := net.ListenConfig{KeepAliveConfig: keepAlive, Control: control}
+	config := net.ListenConfig{KeepAliveConfig: keepAlive}
 	config.SetMultipathTCP(false)
 	return config.Listen(ctx, network, address)
 }

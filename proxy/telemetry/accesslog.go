@@ -38,6 +38,9 @@ func (l *accessLog) write(rec *Record, t *Trace) {
 	b = strconv.AppendFloat(b, float64(rec.Duration.Microseconds())/1000, 'f', -1, 64)
 	b = field(b, "flag", rec.Flag)
 	b = field(b, "error", rec.Error)
+	if rec.Attempts > 1 {
+		b = number(b, "attempts", int64(rec.Attempts))
+	}
 	b = field(b, "source_principal", rec.Source.Principal)
 	b = field(b, "source_workload", name(rec.Source))
 	b = field(b, "destination_principal", rec.Destination.Principal)

@@ -47,6 +47,7 @@ type Metrics struct {
 	failures  *prometheus.CounterVec
 	rejected  *prometheus.CounterVec
 	retries   prometheus.Counter
+	endpoints *prometheus.CounterVec
 
 	counters sync.Map // verdictKey → prometheus.Counter
 
@@ -92,10 +93,13 @@ func NewMetrics(reg prometheus.Registerer, src Sources) *Metrics {
 			Help: "Connections that were refused before any policy."}, []string{"direction", "reason"}),
 		retries: prometheus.NewCounter(prometheus.CounterOpts{Name: "hauberk_upstream_retries_total",
 			Help: "Further endpoints that were tried because nothing had been sent to the one before."}),
+		endpoints: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "hauberk_upstream_endpoint_failures_total",
+			Help: "Connections to endpoints that could not be made; each sets its endpoint aside for a time."}, []string{"reason"}),
 		routes: make(map[RouteKey]*Route),
 	}
 	reg.MustRegister(m.requests, m.duration, m.httpBytes, m.opened, m.closed, m.tcpBytes, m.verdicts, m.handshake, m.failures,
 		m.rejected, m.retries)
+	reg.MustRegister(m.endpoints)
 	m.registerSources(reg, src)
 	return m
 }
@@ -285,5 +289,8 @@ func (m *Metrics) Refused(direction, reason string) {
 
 // Retried counts another endpoint that was tried.
 func (m *Metrics) Retried() { m.retries.Inc() }
+
+// EndpointFailed counts an endpoint that could not be used.
+func (m *Metrics) EndpointFailed(reason string) { m.endpoints.WithLabelValues(reason).Inc() }
 
 func statusText(status int) string { return strconv.Itoa(status) }

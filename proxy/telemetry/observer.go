@@ -47,6 +47,7 @@ type Record struct {
 	Received, Sent      int64
 	Flag                string
 	Error               string
+	Attempts            int // connections to endpoints that were asked for
 	Source, Destination Party
 	Service             string
 	PeerAddress         string         // the other end of the wire

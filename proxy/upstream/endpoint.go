@@ -27,6 +27,7 @@ type endpoint struct {
 	ewma  atomic.Int64 // nanoseconds, of the latency of responses
 	fails atomic.Int64 // in a row
 	until atomic.Int64 // set aside until, Unix nanoseconds
+	soon  atomic.Int64 // the same where too many are set aside
 
 	mu   sync.Mutex
 	idle []idleConn // guarded by mu; the newest last
@@ -51,22 +52,6 @@ func (e *endpoint) meshed() bool { return e.key.SPIFFEID != "" }
 // long each takes.
 func (e *endpoint) load() int64 {
 	return (e.live.Load() + 1) * max(e.ewma.Load(), int64(time.Millisecond)/10)
-}
-
-func (e *endpoint) aside(now time.Time) bool { return e.until.Load() > now.UnixNano() }
-
-// failed sets the endpoint aside: 1 s at first, doubling up to half a minute.
-func (e *endpoint) failed(now time.Time) {
-	n := e.fails.Add(1)
-	d := min(time.Second<<min(n-1, 5), 30*time.Second)
-	e.until.Store(now.Add(d).UnixNano())
-}
-
-func (e *endpoint) worked() {
-	if e.fails.Load() != 0 {
-		e.fails.Store(0)
-		e.until.Store(0)
-	}
 }
 
 // observe moves the average by an eighth towards a latency; towards a higher
@@ -138,6 +123,7 @@ func (e *endpoint) sweep(now time.Time, all bool) {
 func (e *endpoint) dial(ctx context.Context, config *tls.Config) (net.Conn, time.Time, error) {
 	raw, err := e.set.dial(ctx, "tcp", e.key.Addr.String())
 	if err != nil {
+		e.tell(ctx, "connect")
 		return nil, time.Time{}, err
 	}
 	if config == nil {
@@ -150,6 +136,7 @@ func (e *endpoint) dial(ctx context.Context, config *tls.Config) (net.Conn, time
 		e.set.handshakes.Handshake("outbound", time.Since(start), err)
 	}
 	if err != nil {
+		e.tell(ctx, "handshake")
 		raw.Close()
 		return nil, time.Time{}, &HandshakeError{Addr: e.key.Addr.String(), Err: err}
 	}

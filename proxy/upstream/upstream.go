@@ -12,9 +12,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,9 +37,11 @@ const (
 // ErrNoEndpoint is a destination without an endpoint that may be used.
 var ErrNoEndpoint = errors.New("no endpoint is ready")
 
-// Handshakes is told of each handshake.
+// Handshakes is told of each handshake, and of each endpoint that could not be
+// used: for one of the reasons connect and handshake.
 type Handshakes interface {
 	Handshake(direction string, took time.Duration, err error)
+	EndpointFailed(reason string)
 }
 
 // Options of a Set.
@@ -54,6 +54,8 @@ type Options struct {
 	// Self is the own pod's UID: a service that is dialled from itself is not
 	// reached through a sidecar, because there is none in between.
 	Self string
+	// Zone is where the own pod runs, empty where that is not known; it may be nil.
+	Zone func() string
 	// Handshakes may be nil.
 	Handshakes Handshakes
 }
@@ -63,6 +65,7 @@ type Set struct {
 	makeTLS     func(spiffeID, podUID, alpn string) (*tls.Config, error)
 	dial        func(ctx context.Context, network, address string) (net.Conn, error)
 	self        string
+	zone        func() string
 	handshakes  Handshakes
 	idleTimeout time.Duration
 	maxIdle     int
@@ -75,7 +78,7 @@ type Set struct {
 
 // New makes an empty set.
 func New(o Options) *Set {
-	return &Set{makeTLS: o.TLS, dial: o.Dial, self: o.Self, handshakes: o.Handshakes,
+	return &Set{makeTLS: o.TLS, dial: o.Dial, self: o.Self, zone: o.Zone, handshakes: o.Handshakes,
 		idleTimeout: defaultIdle, maxIdle: defaultMaxIdle, endpoints: make(map[key]*endpoint)}
 }
 
@@ -124,12 +127,10 @@ func (s *Set) sweep(now time.Time, all bool) {
 }
 
 func (s *Set) endpoint(d *directory.Endpoint, now time.Time) (*endpoint, error) {
-	k := keyOf(d)
+	k := keyOf(d) // mu is held by the caller
 	if s.self != "" && d.PodUID == s.self {
 		k.SPIFFEID = ""
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if e, ok := s.endpoints[k]; ok {
 		e.used.Store(now.UnixNano())
 		return e, nil
@@ -157,88 +158,6 @@ type Choice struct {
 	e      *endpoint
 }
 
-// Pick chooses an endpoint of d: those that are ready before those that
-// terminate, none that is neither; of two at random the less loaded; none of
-// tried while there is another; those that were set aside only when all are.
-// The address of one pod is tried whatever its readiness, as without a mesh.
-func (s *Set) Pick(d *directory.Destination, tried []Choice) (Choice, error) {
-	now := time.Now()
-	var failed error
-	// The best rank's candidates are sampled as they pass: two at random remain.
-	var first, second Choice
-	bestRank, seen := 0, 0
-	for i := range d.Endpoints {
-		de := &d.Endpoints[i]
-		rank := rankOf(d, de)
-		if rank == 0 {
-			continue
-		}
-		e, err := s.endpoint(de, now)
-		if err != nil {
-			failed = err // an identity that can't be expected: as good as none
-			continue
-		}
-		if slices.ContainsFunc(tried, func(t Choice) bool { return t.e == e }) {
-			continue
-		}
-		if e.aside(now) {
-			rank -= rankReady
-		}
-		if seen > 0 && rank < bestRank {
-			continue
-		}
-		if seen == 0 || rank > bestRank {
-			bestRank, seen = rank, 0
-		}
-		c := Choice{Endpoint: *de, Meshed: e.meshed(), e: e}
-		seen++
-		switch {
-		case seen == 1:
-			first = c
-		case seen == 2:
-			second = c
-		default:
-			// Reservoir sampling: each candidate remains with the same probability.
-			switch rand.IntN(seen) {
-			case 0:
-				first = c
-			case 1:
-				second = c
-			}
-		}
-	}
-	switch {
-	case seen == 0 && failed != nil:
-		return Choice{}, failed
-	case seen == 0:
-		return Choice{}, ErrNoEndpoint
-	case seen == 1:
-		return first, nil
-	}
-	a, b := first.e.load(), second.e.load()
-	if b < a || b == a && rand.IntN(2) == 0 {
-		return second, nil
-	}
-	return first, nil
-}
-
-// rankReady is also how far setting aside moves an endpoint down: below all
-// that were not set aside, in their order.
-const rankReady = 10
-
-// rankOf is the order of readiness; 0 is not to be used.
-func rankOf(d *directory.Destination, e *directory.Endpoint) int {
-	switch {
-	case e.Ready && !e.Terminating:
-		return rankReady
-	case e.Ready || e.Terminating:
-		return 5
-	case d.Kind == "Service":
-		return 0
-	}
-	return 1
-}
-
 // HTTP gives a connection for one request: a pooled one, or a new one.
 func (s *Set) HTTP(ctx context.Context, c Choice, fresh bool) (*exchange.Conn, error) {
 	e := c.e
@@ -252,13 +171,15 @@ func (s *Set) HTTP(ctx context.Context, c Choice, fresh bool) (*exchange.Conn, e
 	generation := s.generation.Load() // before the handshake
 	conn, expires, err := e.dial(ctx, e.http)
 	if err != nil {
-		e.failed(now)
+		if ctx.Err() == nil {
+			e.failed(time.Now())
+		}
 		return nil, err
 	}
 	e.worked()
 	e.live.Add(1)
 	wrapped := exchange.NewConn(conn)
-	wrapped.Expires, wrapped.Generation = expires, generation
+	wrapped.Expires, wrapped.Generation, wrapped.Sidecar = expires, generation, e.meshed()
 	return wrapped, nil
 }
 
@@ -281,7 +202,9 @@ func (s *Set) Release(c Choice, conn *exchange.Conn, reusable bool, latency time
 func (s *Set) TCP(ctx context.Context, c Choice) (net.Conn, error) {
 	conn, _, err := c.e.dial(ctx, c.e.tcp)
 	if err != nil {
-		c.e.failed(time.Now())
+		if ctx.Err() == nil {
+			c.e.failed(time.Now())
+		}
 		return nil, err
 	}
 	c.e.worked()

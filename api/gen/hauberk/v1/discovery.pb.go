@@ -876,7 +876,10 @@ type Workload struct {
 	// Completed and deleted pods are removed; a terminating one stays, marked.
 	Terminating bool `protobuf:"varint,21,opt,name=terminating,proto3" json:"terminating,omitempty"`
 	// Start without waiting for the control plane (bootstrap namespaces).
-	Bootstrap     bool `protobuf:"varint,22,opt,name=bootstrap,proto3" json:"bootstrap,omitempty"`
+	Bootstrap bool `protobuf:"varint,22,opt,name=bootstrap,proto3" json:"bootstrap,omitempty"`
+	// Only for the pod itself and its node agent: the zone of its node, empty when
+	// that is not known.
+	Zone          string `protobuf:"bytes,23,opt,name=zone,proto3" json:"zone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1063,6 +1066,13 @@ func (x *Workload) GetBootstrap() bool {
 		return x.Bootstrap
 	}
 	return false
+}
+
+func (x *Workload) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
 }
 
 type NamedPort struct {
@@ -1660,7 +1670,7 @@ const file_hauberk_v1_discovery_proto_rawDesc = "" +
 	"\rotlp_endpoint\x18\x01 \x01(\tR\fotlpEndpoint\x12%\n" +
 	"\x0esampling_ratio\x18\x02 \x01(\x01R\rsamplingRatio\x12\x1d\n" +
 	"\n" +
-	"access_log\x18\x03 \x01(\bR\taccessLog\"\xd6\n" +
+	"access_log\x18\x03 \x01(\bR\taccessLog\"\xea\n" +
 	"\n" +
 	"\bWorkload\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x1c\n" +
@@ -1687,7 +1697,8 @@ const file_hauberk_v1_discovery_proto_rawDesc = "" +
 	"\x0eport_protocols\x18\x13 \x03(\v2'.hauberk.v1.Workload.PortProtocolsEntryR\rportProtocols\x12-\n" +
 	"\acapture\x18\x14 \x01(\v2\x13.hauberk.v1.CaptureR\acapture\x12 \n" +
 	"\vterminating\x18\x15 \x01(\bR\vterminating\x12\x1c\n" +
-	"\tbootstrap\x18\x16 \x01(\bR\tbootstrap\x1a9\n" +
+	"\tbootstrap\x18\x16 \x01(\bR\tbootstrap\x12\x12\n" +
+	"\x04zone\x18\x17 \x01(\tR\x04zone\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aB\n" +
