@@ -33,6 +33,7 @@ import (
 	"github.com/hauberk-mesh/hauberk/proxy/inbound"
 	"github.com/hauberk-mesh/hauberk/proxy/outbound"
 	"github.com/hauberk-mesh/hauberk/proxy/socket"
+	"github.com/hauberk-mesh/hauberk/proxy/streams"
 	"github.com/hauberk-mesh/hauberk/proxy/telemetry"
 	"github.com/hauberk-mesh/hauberk/proxy/upstream"
 )
@@ -100,7 +101,7 @@ func NewCore(o CoreOptions) *Core {
 	c.Observer = telemetry.NewObserver(metrics, c.pipeline, o.Log, o.AccessLog, c.Flows)
 	dial := socket.Dialer(dialTimeout).DialContext
 	c.Upstreams = upstream.New(upstream.Options{TLS: clientTLS(o.Source), Dial: socket.Dialer(upstream.DialTimeout).DialContext,
-		Self: o.PodUID, Handshakes: metrics})
+		Self: o.PodUID, Handshakes: metrics, HTTP2: streams.ConnTimeouts(o.Timeouts)})
 	principal := func() string {
 		if svid, ok := o.Source.Current(); ok {
 			return svid.ID.String()
@@ -110,14 +111,14 @@ func NewCore(o CoreOptions) *Core {
 	c.Outbound = outbound.New(outbound.Options{Directory: c.Directory, Upstreams: c.Upstreams, Observer: c.Observer,
 		Connections: c.Connections, OriginalDestination: o.Outbound, Dial: dial, Principal: principal, Timeouts: o.Timeouts, Log: o.Log})
 	c.Inbound = inbound.New(inbound.Options{Directory: c.Directory, Observer: c.Observer, Connections: c.Connections,
-		TLS:                 identity.ServerTLS(o.Source, identity.WithALPN(names.ALPNHTTP1, names.ALPNTCP)),
+		TLS:                 identity.ServerTLS(o.Source, identity.WithALPN(names.ALPNHTTP2, names.ALPNHTTP1, names.ALPNTCP)),
 		OriginalDestination: o.Inbound, Foreign: o.Foreign, Dial: dial, Principal: principal, Timeouts: o.Timeouts, Log: o.Log})
 	return c
 }
 
 // clientTLS makes configurations that accept one identity and one pod.
-func clientTLS(src *identity.Source) func(id, podUID, alpn string) (*tls.Config, error) {
-	return func(id, podUID, alpn string) (*tls.Config, error) {
+func clientTLS(src *identity.Source) func(id, podUID string, alpn ...string) (*tls.Config, error) {
+	return func(id, podUID string, alpn ...string) (*tls.Config, error) {
 		parsed, err := spiffeid.FromString(id)
 		if err != nil {
 			return nil, fmt.Errorf("identity %q: %w", id, err)
@@ -125,7 +126,7 @@ func clientTLS(src *identity.Source) func(id, podUID, alpn string) (*tls.Config,
 		if podUID == "" {
 			return nil, fmt.Errorf("identity %s without a pod", id)
 		}
-		config := identity.ClientTLS(src, identity.Expect{ID: parsed, PodUID: podUID}, alpn)
+		config := identity.ClientTLS(src, identity.Expect{ID: parsed, PodUID: podUID}, alpn...)
 		config.DynamicRecordSizingDisabled = true
 		return config, nil
 	}
