@@ -483,6 +483,11 @@ func (in *reader) rstStream(h *header, p []byte) error {
 		recv = s.recv
 		c.removeLocked(s)
 	}
+	for i := range c.gone {
+		if c.gone[i] == h.stream {
+			c.gone[i] = 0 // it has nothing under way any more
+		}
+	}
 	c.mu.Unlock()
 	if recv != nil {
 		recv.Closed(s, Closing{Code: code, Remote: true, Refused: c.client && code == RefusedStream,

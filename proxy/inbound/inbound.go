@@ -305,6 +305,10 @@ func (c *connection) detect(ctx context.Context) {
 		wait = silentWait
 	}
 	protocol := sniff.Detect(c.client.Conn, c.client.R, wait, lineWait)
+	if d := c.declared(); protocol != sniff.HTTP1 && protocol != sniff.TLS &&
+		(d == hauberkv1.AppProtocol_APP_PROTOCOL_HTTP2 || d == hauberkv1.AppProtocol_APP_PROTOCOL_GRPC) {
+		protocol = sniff.HTTP2 // which refuses what is none
+	}
 	c.unread = protocol.Unread()
 	switch protocol {
 	case sniff.TLS:

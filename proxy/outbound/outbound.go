@@ -127,6 +127,9 @@ func (c *connection) protocol(ctx context.Context) sniff.Protocol {
 		return sniff.Opaque
 	}
 	protocol := sniff.Detect(c.client.Conn, c.client.R, first, lineWait)
+	if protocol != sniff.HTTP1 && protocol != sniff.TLS && d.Protocol != hauberkv1.AppProtocol_APP_PROTOCOL_UNSPECIFIED {
+		return sniff.HTTP2 // which refuses what is none
+	}
 	c.unread = protocol.Unread()
 	return protocol
 }
