@@ -96,7 +96,9 @@ type Conn struct {
 
 	out, spare []byte
 	writing    bool
-	quiet      sync.Cond // writing became false
+	unacked    int           // what ask found
+	ask        func(uintptr) // askQueue, bound once
+	quiet      sync.Cond     // writing became false
 	sendWindow int
 	ready      []*Stream
 	enc        *hpack.Encoder
@@ -134,6 +136,7 @@ func newConn(nc net.Conn, first []byte, client bool, o Options) *Conn {
 	c.in.start(first)
 	c.enc = hpack.NewEncoder(&c.block)
 	c.quiet.L = &c.mu
+	c.ask = c.askQueue
 	if t, ok := socket.Raw(nc).(*net.TCPConn); ok {
 		if raw, err := t.SyscallConn(); err == nil {
 			c.raw = raw

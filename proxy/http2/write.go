@@ -69,13 +69,15 @@ func (c *Conn) fits(n int) bool {
 	if c.raw == nil || n > inlineBytes {
 		return false
 	}
-	queued := -1
-	err := c.raw.Control(func(fd uintptr) {
-		if v, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ); err == nil {
-			queued = v
-		}
-	})
-	return err == nil && queued == 0
+	c.unacked = -1
+	return c.raw.Control(c.ask) == nil && c.unacked == 0
+}
+
+// askQueue finds out how much the peer has not acknowledged; mu is held.
+func (c *Conn) askQueue(fd uintptr) {
+	if v, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ); err == nil {
+		c.unacked = v
+	}
 }
 
 // write writes until nothing is left. The caller has set c.writing.
@@ -109,7 +111,7 @@ func (c *Conn) writeOnce() {
 	var space [8]credit
 	credits := space[:0]
 	c.mu.Lock()
-	if cap(b) <= 2*unsentData && len(c.streams) > 0 {
+	if cap(b) <= smallRead || cap(b) <= 2*unsentData && len(c.streams) > 0 {
 		c.spare = b[:0]
 	}
 	if err == nil {

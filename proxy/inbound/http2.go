@@ -3,6 +3,7 @@ package inbound
 import (
 	"context"
 	"net"
+	"sync"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -69,7 +70,13 @@ func (c *connection) serveHTTP2(ctx context.Context) {
 }
 
 // Request implements streams.Handler.
-func (h *streamed) Request() streams.Request { return &streamedRequest{streamed: h, rec: h.base} }
+func (h *streamed) Request() streams.Request {
+	r := requestPool.Get().(*streamedRequest)
+	r.streamed, r.rec = h, h.base
+	return r
+}
+
+var requestPool = sync.Pool{New: func() any { return new(streamedRequest) }}
 
 // Bad implements streams.Handler.
 func (h *streamed) Bad(start time.Time, status int, err error) {
@@ -93,6 +100,7 @@ type streamedRequest struct {
 	*streamed
 	rec   telemetry.Record
 	trace telemetry.Trace
+	flow  policy.Flow
 }
 
 // Admit asks ingress policy about the request.
@@ -119,8 +127,7 @@ func view(s string) []byte { return unsafe.Slice(unsafe.StringData(s), len(s)) }
 
 // judge asks ingress policy, with the facts of this moment.
 func (r *streamedRequest) judge(x *streams.Exchange) *exchange.Refusal {
-	var flow policy.Flow
-	verdict, set := r.evaluate(&flow, &x.HTTP)
+	verdict, set := r.evaluate(&r.flow, &x.HTTP)
 	r.rec.Verdict, r.rec.Decided = verdict, true
 	r.Observer.Decision(set, &r.rec.Verdict, &r.rec, r.source.Addr())
 	if verdict.Allowed() {
@@ -135,7 +142,7 @@ func (r *streamedRequest) judge(x *streams.Exchange) *exchange.Refusal {
 
 // Recheck asks again. Only a denial is told: the request was counted.
 func (r *streamedRequest) Recheck(x *streams.Exchange, _ *http2.Stream) *exchange.Refusal {
-	if verdict, _ := r.evaluate(&policy.Flow{}, &x.HTTP); verdict.Allowed() {
+	if verdict, _ := r.evaluate(&r.flow, &x.HTTP); verdict.Allowed() {
 		return nil
 	}
 	return r.judge(x)
@@ -169,6 +176,8 @@ func (r *streamedRequest) Fields(_ *streams.Exchange, w http2.Writer) {
 func (r *streamedRequest) Done(x *streams.Exchange) {
 	finish(&r.rec, x)
 	r.Observer.Request(r.bound(&r.rec), &r.rec, &r.trace)
+	*r = streamedRequest{}
+	requestPool.Put(r)
 }
 
 func finish(rec *telemetry.Record, x *streams.Exchange) {

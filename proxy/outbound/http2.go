@@ -57,7 +57,13 @@ func (c *connection) serveHTTP2(ctx context.Context) {
 }
 
 // Request implements streams.Handler.
-func (h *streamed) Request() streams.Request { return &streamedRequest{streamed: h, rec: h.base} }
+func (h *streamed) Request() streams.Request {
+	r := requestPool.Get().(*streamedRequest)
+	r.streamed, r.rec = h, h.base
+	return r
+}
+
+var requestPool = sync.Pool{New: func() any { return new(streamedRequest) }}
 
 // Bad implements streams.Handler.
 func (h *streamed) Bad(start time.Time, status int, err error) {
@@ -86,6 +92,7 @@ type streamedRequest struct {
 	choice upstream.Choice
 	tried  []upstream.Choice
 	sent   time.Time
+	facts  policy.Flow
 }
 
 // Admit chooses the endpoint and asks egress policy about the request to it.
@@ -114,7 +121,7 @@ func (r *streamedRequest) pick(x *streams.Exchange) *exchange.Refusal {
 
 // judge asks egress policy about the request to the chosen endpoint.
 func (r *streamedRequest) judge(x *streams.Exchange) *exchange.Refusal {
-	r.rec.Verdict, r.rec.Decided = r.admit(r.ctx, &policy.Flow{}, &r.choice.Endpoint, &x.HTTP), true
+	r.rec.Verdict, r.rec.Decided = r.admit(r.ctx, &r.facts, &r.choice.Endpoint, &x.HTTP), true
 	r.rec.Destination, r.rec.Asked = partyOf(&r.choice.Endpoint), r.choice.Endpoint.Addr
 	set := r.Directory.Self().Set
 	r.Observer.Decision(set, &r.rec.Verdict, &r.rec, r.client.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap())
@@ -134,7 +141,7 @@ func (r *streamedRequest) Recheck(x *streams.Exchange, s *http2.Stream) *exchang
 	if err := r.Upstreams.Trusted(r.choice, s.Conn().NetConn()); err != nil {
 		return &exchange.Refusal{Status: 503, Flag: exchange.FlagUpstreamReset, Text: "hauberk: the destination is not trusted any more: " + err.Error()}
 	}
-	if v := r.admit(r.ctx, &policy.Flow{}, &r.choice.Endpoint, &x.HTTP); v.Allowed() {
+	if v := r.admit(r.ctx, &r.facts, &r.choice.Endpoint, &x.HTTP); v.Allowed() {
 		return nil
 	}
 	return r.judge(x)
@@ -215,4 +222,6 @@ func (r *streamedRequest) Done(x *streams.Exchange) {
 		}
 	}
 	r.Observer.Request(r.bound(rec, &r.choice), rec, &r.trace)
+	*r = streamedRequest{tried: r.tried[:0]}
+	requestPool.Put(r)
 }

@@ -134,3 +134,17 @@ func TestGRPCDeniedByMethod(t *testing.T) {
 		})
 	}
 }
+
+// BenchmarkGRPCPair is a unary call through both sidecars, gRPC's own client and
+// server included.
+func BenchmarkGRPCPair(b *testing.B) {
+	app, _ := grpcApp(b)
+	p := newPair(b, setup{app: app, protocol: h2Proto, serverProto: h2Proto, quiet: true, ingress: tier(grpcRule("all", allow, ""))})
+	c := testpb.NewTestServiceClient(p.grpcConn())
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := c.EmptyCall(b.Context(), &testpb.Empty{}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

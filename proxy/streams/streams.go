@@ -18,6 +18,7 @@ import (
 	"net"
 	"strings"
 	"time"
+	"unsafe"
 
 	"github.com/hauberk-mesh/hauberk/policy"
 	"github.com/hauberk-mesh/hauberk/proxy/canonical"
@@ -43,6 +44,8 @@ type Exchange struct {
 	Received, Sent int64 // bytes of the request's and the response's body
 	Flag           string
 	Err            error
+
+	header func(name string) []string // headerValues, bound once
 }
 
 // Handler is one direction's part in the streams of one connection.
@@ -55,7 +58,7 @@ type Handler interface {
 }
 
 // Request is one direction's part in one request. Its methods are called one
-// at a time, but for Recheck.
+// at a time.
 type Request interface {
 	// Admit decides about a request in its canonical form, before anything of
 	// it is sent anywhere. Nil admits.
@@ -72,7 +75,7 @@ type Request interface {
 	Fields(x *Exchange, w http2.Writer)
 	// Recheck judges a request under way again. s is the stream that carries it.
 	Recheck(x *Exchange, s *http2.Stream) *exchange.Refusal
-	// Done is told the outcome.
+	// Done is told the outcome. Nothing follows it.
 	Done(x *Exchange)
 }
 
@@ -146,13 +149,14 @@ func (b *badRequest) Error() string { return b.reason }
 
 // Open implements http2.Handler.
 func (c *Conn) Open(s *http2.Stream, h *http2.Head, end bool) http2.Receiver {
-	t := &trip{conn: c, client: s, end: end, recorded: true}
+	t := &trip{conn: c, client: s, end: end, recorded: true, work: works.Get().(*work)}
 	x := &t.x
 	x.Start, x.GRPCStatus = time.Now(), NoGRPCStatus
 	x.Request.Swap(h)
 	if status, err := x.canonical(c.options.DefaultAuthority); err != nil {
 		c.handler.Bad(x.Start, status, err)
 		writeRefusal(s, &x.Request, &exchange.Refusal{Status: status, Text: "hauberk: bad request: " + err.Error()})
+		t.work.release()
 		return nil
 	}
 	t.request = c.handler.Request()
@@ -166,6 +170,7 @@ func (c *Conn) Open(s *http2.Stream, h *http2.Head, end bool) http2.Receiver {
 		c.http2.After(up.Conn())
 		return down{t}
 	}
+	t.connecting = true
 	go t.connect()
 	return down{t}
 }
@@ -182,13 +187,13 @@ func (x *Exchange) canonical(fallback string) (status int, err error) {
 			return 417, http1.ErrExpect
 		}
 	}
-	method := []byte(r.Method)
+	method := view(r.Method)
 	if r.Method == "CONNECT" {
 		var host []byte
 		if r.HasHost {
-			host = []byte(r.Host)
+			host = view(r.Host)
 		}
-		if err := x.Target.Set(method, []byte(r.Authority), host); err != nil {
+		if err := x.Target.Set(method, view(r.Authority), host); err != nil {
 			return 400, err
 		}
 	} else {
@@ -206,11 +211,11 @@ func (x *Exchange) canonical(fallback string) (status int, err error) {
 			host = fallback
 		case r.HasHost:
 			var other canonical.Target
-			if err := other.Set(method, []byte("*"), []byte(r.Host)); err != nil && err != canonical.ErrForm {
+			if err := other.Set(method, []byte("*"), view(r.Host)); err != nil && err != canonical.ErrForm {
 				return 400, err
 			}
 			var own canonical.Target
-			if err := own.Set(method, []byte("*"), []byte(host)); err != nil && err != canonical.ErrForm {
+			if err := own.Set(method, []byte("*"), view(host)); err != nil && err != canonical.ErrForm {
 				return 400, err
 			}
 			if other.Authority != own.Authority {
@@ -220,13 +225,13 @@ func (x *Exchange) canonical(fallback string) (status int, err error) {
 		if host == "" {
 			return 400, http1.ErrHost
 		}
-		if err := x.Target.Set(method, []byte(r.Path), []byte(host)); err != nil {
+		if err := x.Target.Set(method, view(r.Path), view(host)); err != nil {
 			return 400, err
 		}
 	}
 	x.HTTP.Method, x.HTTP.Path, x.HTTP.Host = r.Method, x.Target.Path, x.Target.Host
 	x.HTTP.Query = strings.TrimPrefix(x.Target.Query, "?")
-	x.HTTP.Header = x.headerValues
+	x.HTTP.Header = x.header
 	return 0, nil
 }
 
@@ -235,6 +240,9 @@ type schemeError struct{}
 func (schemeError) Error() string { return ":scheme is neither http nor https" }
 
 var errScheme = schemeError{}
+
+// view is s as bytes without a copy; they must not be changed.
+func view(s string) []byte { return unsafe.Slice(unsafe.StringData(s), len(s)) }
 
 func visible(s string) bool {
 	for i := range len(s) {

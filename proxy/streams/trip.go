@@ -24,20 +24,50 @@ type trip struct {
 	client  *http2.Stream
 	request Request
 
-	mu      sync.Mutex // before those of connections
-	x       Exchange
-	up      *http2.Stream // nil while there is none
-	attempt int
+	mu sync.Mutex // before those of connections
+	// Guarded by mu. work is nil once the outcome was told.
+	*work
+	up       *http2.Stream // nil while there is none
+	attempt  int
+	end      bool  // the client's message is complete
+	recorded bool  // body is all that came
+	trailing bool  // the request has trailers
+	credited int64 // bytes that were passed on by attempts before
 
-	end      bool          // the client's message is complete
-	body     []byte        // what came of it, while it may have to be sent
-	recorded bool          // body is all that came
-	trailers []http2.Field // of the request
-	credited int64         // bytes that were passed on by attempts before
+	connecting bool // Connect is at work
 
 	headed   bool // the final head was sent to the client
 	answered bool // the response is complete
 	done     bool
+}
+
+// work is what a trip needs while it lasts. It is used again for another.
+type work struct {
+	x        Exchange
+	body     []byte        // what came of the request's body, while it may have to be sent
+	trailers []http2.Field // of the request
+	passing  []http2.Field // trailers that are passed on
+}
+
+var works = sync.Pool{New: func() any {
+	w := &work{}
+	w.x.Request.Fields = make([]http2.Field, 0, 16)
+	w.x.header = w.x.headerValues
+	return w
+}}
+
+// release gives the work back.
+func (w *work) release() {
+	fields, body := w.x.Request.Fields, w.body
+	clear(fields)
+	clear(w.trailers)
+	clear(w.passing)
+	if cap(body) > kept {
+		body = nil
+	}
+	w.x = Exchange{Request: http2.Head{Fields: fields[:0]}, Target: w.x.Target, header: w.x.header}
+	w.body, w.trailers, w.passing = body[:0], w.trailers[:0], w.passing[:0]
+	works.Put(w)
 }
 
 // down is what hears the client.
@@ -46,16 +76,20 @@ type down struct{ *trip }
 // up is what hears an upstream.
 type up struct{ *trip }
 
-// connect finds an upstream and may wait for it.
+// connect finds an upstream and may wait for it. What ends meanwhile is told
+// when it has come back: Connect has the request to itself.
 func (t *trip) connect() {
 	s, err := t.request.Connect(t.conn.ctx, &t.x, t.attempt)
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.connecting = false
 	switch {
-	case t.done && err == nil:
-		s.Abandon()
-		t.request.Release(&t.x)
 	case t.done:
+		if err == nil {
+			s.Abandon()
+			t.request.Release(&t.x)
+		}
+		t.tell()
 	case err != nil:
 		t.x.Err = err
 		var refusal *exchange.Refusal
@@ -86,14 +120,14 @@ func (t *trip) begin(s *http2.Stream) bool {
 	if t.x.Request.Method == "HEAD" {
 		s.NoBody()
 	}
-	last := t.end && len(t.body) == 0 && t.trailers == nil
+	last := t.end && len(t.body) == 0 && !t.trailing
 	t.writeRequest(w)
 	w.End(last)
 	t.client.Link(down{t}, s, 0)
 	if len(t.body) > 0 {
-		s.Write(t.body, t.end && t.trailers == nil)
+		s.Write(t.body, t.end && !t.trailing)
 	}
-	if t.trailers != nil {
+	if t.trailing {
 		s.Trailer(t.trailers)
 	}
 	if len(t.body) > kept {
@@ -103,7 +137,12 @@ func (t *trip) begin(s *http2.Stream) bool {
 }
 
 // forget gives up the record of the body: it can't be sent again.
-func (t *trip) forget() { t.recorded, t.body = false, nil }
+func (t *trip) forget() {
+	t.recorded = false
+	if t.body = t.body[:0]; cap(t.body) > kept {
+		t.body = nil
+	}
+}
 
 // again makes another attempt; mu is held.
 func (t *trip) again() {
@@ -113,6 +152,7 @@ func (t *trip) again() {
 		t.client.Conn().Flush()
 		return
 	}
+	t.connecting = true
 	go t.connect()
 }
 
@@ -124,8 +164,8 @@ func (d down) Head(_ *http2.Stream, h *http2.Head, _ bool) {
 	if t.done {
 		return
 	}
-	t.end = true
-	t.trailers = trailerFields(make([]http2.Field, 0, len(h.Fields)), h.Fields)
+	t.end, t.trailing = true, true
+	t.trailers = trailerFields(t.trailers[:0], h.Fields)
 	if t.up != nil {
 		t.up.Trailer(t.trailers)
 		t.conn.http2.After(t.up.Conn())
@@ -206,7 +246,8 @@ func (u up) Head(s *http2.Stream, h *http2.Head, end bool) {
 	defer s.Conn().After(t.client.Conn())
 	if t.headed {
 		t.grpcStatus(h.Fields)
-		t.client.Trailer(trailerFields(make([]http2.Field, 0, len(h.Fields)), h.Fields))
+		t.passing = trailerFields(t.passing[:0], h.Fields)
+		t.client.Trailer(t.passing)
 		t.complete()
 		return
 	}
@@ -310,11 +351,18 @@ func (t *trip) finish() {
 		return
 	}
 	t.done = true
-	t.body = nil
 	if t.up != nil {
 		t.request.Release(&t.x)
 	}
+	if !t.connecting {
+		t.tell()
+	}
+}
+
+func (t *trip) tell() {
 	t.request.Done(&t.x)
+	t.work.release()
+	t.work, t.request = nil, nil
 }
 
 // refuse answers for the proxy; mu is held.
