@@ -7,6 +7,6 @@ grep -rlE '^func Fuzz' --include='*_test.go' . | grep -vE '^\./tests/(cluster|co
   dir=$(dirname "$file")
   grep -oE '^func Fuzz[A-Za-z0-9_]*' "$file" | sed 's/^func //' | while read -r name; do
     echo "fuzz $dir $name for $time" >&2
-    go test "$dir" -run '^$' -fuzz "^$name\$" -fuzztime "$time"
+    go test "$dir" -run '^$' -fuzz "^$name\$" -fuzztime "$time" -fuzzminimizetime 1s
   done
 done

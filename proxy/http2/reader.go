@@ -349,7 +349,7 @@ func (in *reader) data(h *header) error {
 			s.toCredit += h.length - rest // padding is passed on to nobody
 		}
 	}
-	if rest > 0 {
+	if rest > 0 && known && bad == nil {
 		c.control.earn(2)
 	}
 	c.refill()
