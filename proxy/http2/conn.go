@@ -252,18 +252,17 @@ func (c *Conn) die(err error) {
 	for _, s := range c.streams {
 		list = append(list, s)
 	}
-	why := make([]Closing, len(list))
+	var local *ConnError
+	why := Closing{Code: Cancel, Lost: true, Remote: !errors.As(err, &local) || !local.Local, Err: err}
 	recv := make([]Receiver, len(list))
 	for i, s := range list {
-		// What was never written the peer has never seen.
-		why[i] = Closing{Code: Cancel, Lost: true, Remote: true, Err: err}
 		recv[i] = s.recv
 		c.removeLocked(s)
 	}
 	c.mu.Unlock()
 	for i, s := range list {
 		if recv[i] != nil {
-			recv[i].Closed(s, why[i])
+			recv[i].Closed(s, why)
 		}
 	}
 }

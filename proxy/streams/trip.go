@@ -298,7 +298,7 @@ func (u up) Closed(s *http2.Stream, why http2.Closing) {
 		t.finish()
 		return
 	}
-	if !t.headed && t.recorded && t.attempt+1 < maxAttempts && (why.Refused || why.Lost && t.repeatable()) {
+	if !t.headed && t.recorded && t.attempt+1 < maxAttempts && (why.Refused || why.Lost && why.Remote && t.repeatable()) {
 		t.credited += s.Moved()
 		t.request.Release(&t.x)
 		t.again()
