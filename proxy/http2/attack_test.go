@@ -217,7 +217,7 @@ func TestUnreadAnswers(t *testing.T) {
 	times.Write = time.Minute
 	v := newVictim(t, limits, times, &echo{})
 	v.hello()
-	_ = v.Conn.(*net.TCPConn).SetReadBuffer(4096)
+	_ = v.Conn.(*net.TCPConn).SetReadBuffer(64 << 10)
 	for {
 		if err := v.WritePing(false, [8]byte{}); err != nil {
 			break
@@ -391,6 +391,45 @@ func TestWindowsAreHeld(t *testing.T) {
 				t.Errorf("got %q, want %q", got, tc.want)
 			}
 		})
+	}
+}
+
+// TestOpenedTooLate: what a client sends on a stream that it opened before it
+// read GOAWAY is ignored, and no fault of the connection.
+func TestOpenedTooLate(t *testing.T) {
+	v := newVictim(t, DefaultLimits, quick, &echo{})
+	v.hello()
+	if err := v.request(1, false); err != nil {
+		t.Fatal(err)
+	}
+	if got := v.status(1); got != "200" {
+		t.Fatalf("got %q", got)
+	}
+	v.conn.mu.Lock()
+	v.conn.lastWords()
+	v.conn.mu.Unlock()
+	v.conn.Flush()
+	if code := v.goAway(); code != xhttp2.ErrCodeNo {
+		t.Fatalf("GOAWAY with %v", code)
+	}
+	if err := errors.Join(v.request(3, false), v.WriteData(3, true, []byte("late")), v.WriteData(1, true, []byte("whole"))); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		f, err := v.ReadFrame()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d, ok := f.(*xhttp2.DataFrame); ok && d.StreamID == 1 && d.StreamEnded() {
+			break
+		}
+	}
+	if err := <-v.served; err != nil {
+		t.Error(err)
+	}
+	v.served <- nil
+	if v.opened != 1 {
+		t.Errorf("%d requests reached the handler", v.opened)
 	}
 }
 

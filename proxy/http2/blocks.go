@@ -147,7 +147,10 @@ func (in *reader) message(id uint32, end bool) error {
 func (in *reader) opened(id uint32, end bool) error {
 	c := in.c
 	if c.state >= leaving && id > c.lastGood {
-		// The client opened it before it knew; it will repeat it elsewhere.
+		// The client opened it before it knew; it will repeat it elsewhere. What
+		// else of it is under way is no fault.
+		c.lastPeer = id
+		c.forgetReset(id)
 		c.mu.Unlock()
 		return in.charge()
 	}

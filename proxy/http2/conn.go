@@ -56,10 +56,6 @@ type Options struct {
 	Timeouts Timeouts
 	// Handler is for servers.
 	Handler Handler
-	// Ended is called once when the connection is over; may be nil.
-	Ended func()
-	// Known is called once, with the peer's first SETTINGS; may be nil.
-	Known func()
 }
 
 // Conn is one connection. It is safe for concurrent use.
@@ -96,9 +92,9 @@ type Conn struct {
 
 	out, spare []byte
 	writing    bool
-	unacked    int           // what ask found
-	ask        func(uintptr) // askQueue, bound once
-	quiet      sync.Cond     // writing became false
+	memory     [memInfo]uint32 // what ask found
+	ask        func(uintptr)   // askMemory, bound once
+	quiet      sync.Cond       // writing became false
 	sendWindow int
 	ready      []*Stream
 	enc        *hpack.Encoder
@@ -136,7 +132,7 @@ func newConn(nc net.Conn, first []byte, client bool, o Options) *Conn {
 	c.in.start(first)
 	c.enc = hpack.NewEncoder(&c.block)
 	c.quiet.L = &c.mu
-	c.ask = c.askQueue
+	c.ask = c.askMemory
 	if t, ok := socket.Raw(nc).(*net.TCPConn); ok {
 		if raw, err := t.SyscallConn(); err == nil {
 			c.raw = raw
@@ -212,9 +208,6 @@ func (c *Conn) run() error {
 	c.out, c.spare, c.ready = nil, nil, nil
 	c.mu.Unlock()
 	close(c.done)
-	if c.options.Ended != nil {
-		c.options.Ended()
-	}
 	if orderly || errors.Is(err, errClosed) || isEnd(err) {
 		return nil
 	}
@@ -269,16 +262,6 @@ func (c *Conn) die(err error) {
 
 // Close ends the connection and all its streams at once.
 func (c *Conn) Close() { c.fail(errClosed) }
-
-// Abort is Close with an error for the peer to see.
-func (c *Conn) Abort() {
-	c.mu.Lock()
-	if c.err == nil {
-		c.err = errClosed
-	}
-	c.mu.Unlock()
-	socket.Abort(c.nc)
-}
 
 // fail makes the reader end.
 func (c *Conn) fail(err error) {

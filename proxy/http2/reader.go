@@ -259,8 +259,7 @@ func (in *reader) resetID(id uint32, code Code) error {
 	c := in.c
 	c.mu.Lock()
 	c.out = appendReset(c.out, id, code)
-	c.gone[c.goneNext] = id
-	c.goneNext = (c.goneNext + 1) % len(c.gone)
+	c.forgetReset(id)
 	c.mu.Unlock()
 	return in.chargeReset()
 }
@@ -532,9 +531,6 @@ func (in *reader) settings(h *header, p []byte) error {
 	}
 	c.mu.Unlock()
 	give(credits)
-	if first && c.options.Known != nil {
-		c.options.Known()
-	}
 	return err
 }
 

@@ -312,20 +312,19 @@ func (s *Stream) Finish() {
 	}
 }
 
-// Ended reports whether both directions, or the stream as a whole, have.
-func (s *Stream) Ended() bool {
-	s.conn.mu.Lock()
-	defer s.conn.mu.Unlock()
-	return s.closed
-}
-
 func (c *Conn) resetLocked(s *Stream, code Code) {
 	if s.id != 0 {
 		c.out = appendReset(c.out, s.id, code)
-		c.gone[c.goneNext] = s.id
-		c.goneNext = (c.goneNext + 1) % len(c.gone)
+		c.forgetReset(s.id)
 	}
 	c.removeLocked(s)
+}
+
+// forgetReset notes that what comes on a stream from now on is to be ignored;
+// mu is held.
+func (c *Conn) forgetReset(id uint32) {
+	c.gone[c.goneNext] = id
+	c.goneNext = (c.goneNext + 1) % len(c.gone)
 }
 
 // removeLocked forgets a stream; mu is held.

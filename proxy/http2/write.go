@@ -2,6 +2,7 @@ package http2
 
 import (
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -63,20 +64,32 @@ func (c *Conn) lastWrite(b []byte) {
 	c.mu.Unlock()
 }
 
-// fits reports whether n bytes can be written without waiting for the peer:
-// the kernel always takes a first buffer into an empty queue.
+// fits reports whether n bytes can be written without waiting for the peer: into
+// an empty queue, with room for what the kernel keeps beside each of them when
+// the peer's window is so small that it cuts them into small pieces.
 func (c *Conn) fits(n int) bool {
 	if c.raw == nil || n > inlineBytes {
 		return false
 	}
-	c.unacked = -1
-	return c.raw.Control(c.ask) == nil && c.unacked == 0
+	c.memory = [memInfo]uint32{memQueued: 1}
+	return c.raw.Control(c.ask) == nil && c.memory[memQueued] == 0 && int(c.memory[memLimit]) >= 4*n
 }
 
-// askQueue finds out how much the peer has not acknowledged; mu is held.
-func (c *Conn) askQueue(fd uintptr) {
-	if v, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ); err == nil {
-		c.unacked = v
+// Of the words of SO_MEMINFO (linux/sock_diag.h).
+const (
+	memLimit  = 3 // SK_MEMINFO_SNDBUF
+	memQueued = 5 // SK_MEMINFO_WMEM_QUEUED
+	memInfo   = 9
+)
+
+// askMemory finds out what the kernel holds of the socket's output; mu is held.
+func (c *Conn) askMemory(fd uintptr) {
+	size := uint32(unsafe.Sizeof(c.memory))
+	// The system call itself: there is no wrapper, and another would allocate.
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_MEMINFO,
+		uintptr(unsafe.Pointer(&c.memory)), uintptr(unsafe.Pointer(&size)), 0)
+	if errno != 0 {
+		c.memory[memQueued] = 1
 	}
 }
 
