@@ -214,19 +214,24 @@ func TestUnreadAnswers(t *testing.T) {
 	limits := DefaultLimits
 	limits.Control, limits.Unsent = 1<<30, 64<<10
 	times := quick
-	times.Write = time.Minute
-	v := newVictim(t, limits, times, &echo{})
-	v.hello()
-	_ = v.Conn.(*net.TCPConn).SetReadBuffer(64 << 10)
-	for {
-		if err := v.WritePing(false, [8]byte{}); err != nil {
-			break
-		}
+	times.Write = time.Second
+	client, server := net.Pipe() // in which nothing is sent that nobody reads
+	defer client.Close()
+	served := make(chan error, 1)
+	go func() {
+		served <- Serve(server, []byte(Preface), Options{Limits: limits, Timeouts: times, Handler: &echo{}}, nil)
+	}()
+	f := xhttp2.NewFramer(client, client)
+	sent := 0
+	for err := f.WriteSettings(); err == nil; sent++ {
+		err = f.WritePing(false, [8]byte{})
 	}
-	if err := <-v.served; err == nil || !strings.Contains(err.Error(), "answers are not read") {
+	if err := <-served; err == nil || !strings.Contains(err.Error(), "answers are not read") {
 		t.Errorf("ended with %v", err)
 	}
-	v.served <- nil
+	if most := 2*limits.Unsent/17 + 200; sent > most {
+		t.Errorf("%d frames were taken, at most %d", sent, most)
+	}
 }
 
 // TestHeaderBombs: what expands when it is decoded is refused, and the
