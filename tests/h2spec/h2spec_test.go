@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"math/big"
 	"net"
 	"net/http"
@@ -105,7 +106,10 @@ func application(t *testing.T) string {
 		t.Fatal(err)
 	}
 	s := &http.Server{Protocols: new(http.Protocols), ReadHeaderTimeout: time.Minute,
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			// An answer before the request has ended would end streams whose faults
+			// are still to come.
+			_, _ = io.Copy(io.Discard, r.Body)
 			fmt.Fprint(w, strings.Repeat("hauberk\n", 1024))
 		})}
 	s.Protocols.SetUnencryptedHTTP2(true)
