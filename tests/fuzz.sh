@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 time=${1:-30s}
 [ $# -gt 0 ] && shift
-grep -rlE '^func Fuzz' --include='*_test.go' "${@:-.}" | grep -vE '^(\./)?tests/(cluster|collector)/' | sort | while read -r file; do
+grep -rlE '^func Fuzz' --include='*_test.go' "${@:-.}" | grep -vE '^(\./)?tests/(cluster|collector|h2spec)/' | sort | while read -r file; do
   dir=./$(dirname "${file#./}")
   grep -oE '^func Fuzz[A-Za-z0-9_]*' "$file" | sed 's/^func //' | while read -r name; do
     if [ "$time" = --list ]; then

@@ -12,11 +12,11 @@ files=$(git ls-files '*.go' | xargs -r gofmt -l 2>&1)
 [ -z "$files" ] || bad "gofmt would change these files (mend: gofmt -w):
 $files"
 
-modules=(. tests/cluster tests/collector)
+modules=(. tests/cluster tests/collector tests/h2spec)
 # tests/collector is left out: a test dependency of the Collector's own modules is
 # not published any more, and tidy looks at those. Builds hold it with -mod=readonly.
 step "go mod tidy"
-for m in . tests/cluster; do
+for m in . tests/cluster tests/h2spec; do
   out=$(cd "$m" && go mod tidy -diff 2>&1) || bad "$m/go.mod is not tidy (mend: cd $m && go mod tidy):
 $out"
 done

@@ -43,6 +43,7 @@ const (
 const (
 	ALPNTCP   = "hauberk/tcp"
 	ALPNHTTP1 = "hauberk/http1"
+	ALPNHTTP2 = "hauberk/http2"
 )
 
 // The sidecar's container and the user that it runs as. A pod's own containers

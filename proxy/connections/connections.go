@@ -28,6 +28,7 @@ type Live struct {
 	protocol atomic.Pointer[string]
 	recheck  atomic.Pointer[func() error]
 	wake     atomic.Pointer[func()]
+	drain    atomic.Pointer[func()]
 }
 
 // SetProtocol notes what it speaks.
@@ -46,6 +47,9 @@ func (l *Live) OnRecheck(f func() error) { l.recheck.Store(&f) }
 
 // OnWake sets what ends the connection if it is idle.
 func (l *Live) OnWake(f func()) { l.wake.Store(&f) }
+
+// OnDrain sets what tells the other end that the connection will end.
+func (l *Live) OnDrain(f func()) { l.drain.Store(&f) }
 
 // Registry is the connections of one sidecar. The zero Registry is empty.
 type Registry struct {
@@ -111,7 +115,16 @@ func (r *Registry) Recheck(log *slog.Logger) {
 }
 
 // Drain makes connections end after the exchange under way.
-func (r *Registry) Drain() { r.draining.Store(true) }
+func (r *Registry) Drain() {
+	if r.draining.Swap(true) {
+		return
+	}
+	for _, l := range r.All() {
+		if f := l.drain.Load(); f != nil {
+			(*f)()
+		}
+	}
+}
 
 // Draining reports whether Drain was called.
 func (r *Registry) Draining() bool { return r.draining.Load() }

@@ -1,5 +1,7 @@
 package http1
 
+import "unsafe"
+
 // Tables of RFC 9110 section 5.6.2 and RFC 9112 section 3.
 var (
 	isToken      = table(func(c byte) bool { return c > ' ' && c < 0x7f && !in(c, `"(),/:;<=>?@[\]{}`) })
@@ -170,6 +172,15 @@ func kindOfX(name []byte) Kind {
 		return B3
 	}
 	return Other
+}
+
+// KindOf is the kind of a field by its name, in any case. Nominated is never
+// told by the name alone.
+func KindOf(name string) Kind {
+	if name == "" {
+		return Other
+	}
+	return kindOf(unsafe.Slice(unsafe.StringData(name), len(name)))
 }
 
 // ForbiddenInTrailer reports whether a field of this kind must not stand in a

@@ -291,10 +291,10 @@ func (c *connection) carry(ctx context.Context) {
 		c.relay(ctx)
 	case declared == hauberkv1.AppProtocol_APP_PROTOCOL_HTTP1:
 		c.serveHTTP(ctx)
-	case declared != hauberkv1.AppProtocol_APP_PROTOCOL_UNSPECIFIED:
-		c.unread = declared != hauberkv1.AppProtocol_APP_PROTOCOL_TCP // HTTP/2, gRPC, TLS
+	case declared == hauberkv1.AppProtocol_APP_PROTOCOL_TCP, declared == hauberkv1.AppProtocol_APP_PROTOCOL_TLS:
+		c.unread = declared != hauberkv1.AppProtocol_APP_PROTOCOL_TCP
 		c.relay(ctx)
-	default:
+	default: // HTTP/2 and gRPC too: servers of those often speak HTTP/1.1 beside it
 		c.detect(ctx)
 	}
 }
@@ -305,11 +305,11 @@ func (c *connection) carry(ctx context.Context) {
 func (c *connection) detect(ctx context.Context) {
 	var wait time.Duration
 	switch projection := c.project(); {
-	case projection == policy.Mixed:
+	case projection == policy.Mixed, c.declared() != hauberkv1.AppProtocol_APP_PROTOCOL_UNSPECIFIED:
 		wait = c.Timeouts.Idle
 	case projection == policy.AllDenied:
 		wait = refusalWait // to say no in the client's own language
-	case c.mtls != nil && c.mtls.ConnectionState().NegotiatedProtocol == names.ALPNHTTP1:
+	case c.mtls != nil && c.mtls.ConnectionState().NegotiatedProtocol != names.ALPNTCP:
 		// The peer says that it will send a request. It is not believed, only
 		// waited for: a slow one must not be taken for silence.
 		wait = c.Timeouts.Idle
@@ -319,6 +319,10 @@ func (c *connection) detect(ctx context.Context) {
 		wait = silentWait
 	}
 	protocol := sniff.Detect(c.client.Conn, c.client.R, wait, lineWait)
+	if d := c.declared(); protocol != sniff.HTTP1 && protocol != sniff.TLS &&
+		(d == hauberkv1.AppProtocol_APP_PROTOCOL_HTTP2 || d == hauberkv1.AppProtocol_APP_PROTOCOL_GRPC) {
+		protocol = sniff.HTTP2 // which refuses what is none
+	}
 	c.unread = protocol.Unread()
 	switch protocol {
 	case sniff.TLS:
@@ -329,6 +333,8 @@ func (c *connection) detect(ctx context.Context) {
 		c.relay(ctx)
 	case sniff.HTTP1:
 		c.serveHTTP(ctx)
+	case sniff.HTTP2:
+		c.serveHTTP2(ctx)
 	case sniff.Ended:
 		c.client.Close()
 	case sniff.Silent:

@@ -70,11 +70,11 @@ func (h *requests) pick(x *exchange.Exchange) *exchange.Refusal {
 	return r
 }
 
-func (h *requests) serviceName() string {
-	if d := h.dest.Value(); d != nil && d.Service() != "" {
+func (c *connection) serviceName() string {
+	if d := c.dest.Value(); d != nil && d.Service() != "" {
 		return "service " + d.Service()
 	}
-	return "destination " + h.target.String()
+	return "destination " + c.target.String()
 }
 
 // Connect tries endpoints until one accepts; nothing was sent to those before.

@@ -105,36 +105,42 @@ func (s *Server) Handle(ctx context.Context, raw net.Conn) {
 		return
 	}
 	defer c.dest.Release()
-	if c.speaksHTTP(ctx) {
+	switch c.protocol(ctx) {
+	case sniff.HTTP1:
 		c.serveHTTP(ctx)
-		return
+	case sniff.HTTP2:
+		c.serveHTTP2(ctx)
+	default:
+		c.relay(ctx)
 	}
-	c.relay(ctx)
 }
 
-// speaksHTTP decides how the connection is carried. Silence is TCP, so that a
+// protocol decides how the connection is carried. Silence is TCP, so that a
 // server which speaks first is heard, unless egress policy depends on requests.
-func (c *connection) speaksHTTP(ctx context.Context) bool {
+func (c *connection) protocol(ctx context.Context) sniff.Protocol {
 	d := c.dest.Value()
 	switch {
 	case d == nil:
-		return false
+		return sniff.Opaque
 	case d.Protocol == hauberkv1.AppProtocol_APP_PROTOCOL_HTTP1:
-		return true
-	case d.Protocol != hauberkv1.AppProtocol_APP_PROTOCOL_UNSPECIFIED:
-		c.unread = d.Protocol != hauberkv1.AppProtocol_APP_PROTOCOL_TCP // HTTP/2, gRPC, TLS
-		return false
+		return sniff.HTTP1
+	case d.Protocol == hauberkv1.AppProtocol_APP_PROTOCOL_TCP, d.Protocol == hauberkv1.AppProtocol_APP_PROTOCOL_TLS:
+		c.unread = d.Protocol != hauberkv1.AppProtocol_APP_PROTOCOL_TCP
+		return sniff.Opaque
 	}
 	first := firstByteWait
-	if c.dependsOnRequests(ctx, d) {
+	if d.Protocol != hauberkv1.AppProtocol_APP_PROTOCOL_UNSPECIFIED || c.dependsOnRequests(ctx, d) {
 		first = c.Timeouts.Idle
 	} else if serverSpeaksFirst(c.target.Port()) {
 		c.unread = true
-		return false
+		return sniff.Opaque
 	}
 	protocol := sniff.Detect(c.client.Conn, c.client.R, first, lineWait)
+	if protocol != sniff.HTTP1 && protocol != sniff.TLS && d.Protocol != hauberkv1.AppProtocol_APP_PROTOCOL_UNSPECIFIED {
+		return sniff.HTTP2 // which refuses what is none
+	}
 	c.unread = protocol.Unread()
-	return protocol == sniff.HTTP1
+	return protocol
 }
 
 // serverSpeaksFirst knows the ports of protocols in which the client waits.

@@ -34,6 +34,7 @@ import (
 	"github.com/hauberk-mesh/hauberk/proxy/inbound"
 	"github.com/hauberk-mesh/hauberk/proxy/outbound"
 	"github.com/hauberk-mesh/hauberk/proxy/socket"
+	"github.com/hauberk-mesh/hauberk/proxy/streams"
 	"github.com/hauberk-mesh/hauberk/proxy/telemetry"
 	"github.com/hauberk-mesh/hauberk/proxy/upstream"
 )
@@ -108,7 +109,7 @@ func NewCore(o CoreOptions) *Core {
 	c.Connections.Watch = socket.NewWatch()
 	dial := c.Connections.Watch.Dial(socket.Dialer(dialTimeout).DialContext)
 	c.Upstreams = upstream.New(upstream.Options{TLS: clientTLS(o.Source), Dial: c.Connections.Watch.Dial(socket.Dialer(upstream.DialTimeout).DialContext),
-		Self: o.PodUID, Zone: c.zone, Handshakes: metrics})
+		Self: o.PodUID, Zone: c.zone, Handshakes: metrics, HTTP2: streams.ConnTimeouts(o.Timeouts)})
 	principal := func() string {
 		if svid, ok := o.Source.Current(); ok {
 			return svid.ID.String()
@@ -124,7 +125,7 @@ func NewCore(o CoreOptions) *Core {
 		OriginalDestination: o.Outbound, Dial: dial, Principal: principal, Timeouts: o.Timeouts, Hangups: c.hangups, Log: o.Log})
 	c.Inbound = inbound.New(inbound.Options{Directory: c.Directory, Observer: c.Observer, Connections: c.Connections,
 		Gate:                connections.NewGate(o.Limits, telemetry.Inbound, c.Observer.Refused, o.Log),
-		TLS:                 identity.ServerTLS(o.Source, identity.WithALPN(names.ALPNHTTP1, names.ALPNTCP)),
+		TLS:                 identity.ServerTLS(o.Source, identity.WithALPN(names.ALPNHTTP2, names.ALPNHTTP1, names.ALPNTCP)),
 		OriginalDestination: o.Inbound, Foreign: o.Foreign, Dial: dial, Principal: principal, Timeouts: o.Timeouts, Hangups: c.hangups, Log: o.Log})
 	return c
 }
@@ -138,8 +139,8 @@ func (c *Core) zone() string {
 }
 
 // clientTLS makes configurations that accept one identity and one pod.
-func clientTLS(src *identity.Source) func(id, podUID, alpn string) (*tls.Config, error) {
-	return func(id, podUID, alpn string) (*tls.Config, error) {
+func clientTLS(src *identity.Source) func(id, podUID string, alpn ...string) (*tls.Config, error) {
+	return func(id, podUID string, alpn ...string) (*tls.Config, error) {
 		parsed, err := spiffeid.FromString(id)
 		if err != nil {
 			return nil, fmt.Errorf("identity %q: %w", id, err)
@@ -147,7 +148,7 @@ func clientTLS(src *identity.Source) func(id, podUID, alpn string) (*tls.Config,
 		if podUID == "" {
 			return nil, fmt.Errorf("identity %s without a pod", id)
 		}
-		config := identity.ClientTLS(src, identity.Expect{ID: parsed, PodUID: podUID}, alpn)
+		config := identity.ClientTLS(src, identity.Expect{ID: parsed, PodUID: podUID}, alpn...)
 		config.DynamicRecordSizingDisabled = true
 		return config, nil
 	}

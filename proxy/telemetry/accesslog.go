@@ -32,6 +32,9 @@ func (l *accessLog) write(rec *Record, t *Trace) {
 	if rec.Status != 0 {
 		b = number(b, "status", int64(rec.Status))
 	}
+	if rec.GRPC && rec.GRPCStatus >= 0 {
+		b = number(b, "grpc_status", int64(rec.GRPCStatus))
+	}
 	b = number(b, "received_bytes", rec.Received)
 	b = number(b, "sent_bytes", rec.Sent)
 	b = append(b, `,"duration_ms":`...)

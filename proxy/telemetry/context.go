@@ -99,48 +99,69 @@ func b3IDs(c *Context, traceID, spanID []byte) bool {
 	return len(spanID) == 16 && lowerHex(c.SpanID[:], spanID)
 }
 
-// incoming finds the context that a request came with: traceparent, else B3 in
-// either form, which is passed on as it is. Two traceparents are none.
-func incoming(h *http1.Head) Context {
-	var found, b3 Context
-	var traceID, spanID []byte
-	sampled, seen := false, 0
-	for i := range h.Fields {
-		f := &h.Fields[i]
-		switch f.Kind {
-		case http1.Traceparent:
-			seen++
-			found, _ = parseTraceparent(f.Value)
-		case http1.B3:
-			switch len(f.Name) {
-			case len("b3"):
-				b3, _ = parseB3(f.Value)
-			case len("x-b3-traceid"):
-				if f.Name[5]|0x20 == 't' {
-					traceID = f.Value
-				} else {
-					sampled = string(f.Value) == "1" || string(f.Value) == "true" // x-b3-sampled
-				}
-			case len("x-b3-spanid"):
-				spanID = f.Value
+// Propagated is the trace context in the fields of a request, as they are found.
+type Propagated struct {
+	parent                  []byte
+	parents                 int
+	b3                      []byte
+	traceID, spanID, sample []byte
+}
+
+// Field takes one field. The value must stay until the context was read.
+func (p *Propagated) Field(kind http1.Kind, name, value []byte) {
+	switch kind {
+	case http1.Traceparent:
+		p.parents++
+		p.parent = value
+	case http1.B3:
+		switch len(name) {
+		case len("b3"):
+			p.b3 = value
+		case len("x-b3-traceid"):
+			if name[5]|0x20 == 't' {
+				p.traceID = value
+			} else {
+				p.sample = value // x-b3-sampled
 			}
+		case len("x-b3-spanid"):
+			p.spanID = value
 		}
 	}
-	switch {
-	case seen == 1 && found.Valid():
-		return found
-	case seen > 0:
+}
+
+// context is the one that came: traceparent, else B3 in either form, which is
+// passed on as it is. Two traceparents are none.
+func (p *Propagated) context() Context {
+	if p.parents > 0 {
+		if found, ok := parseTraceparent(p.parent); ok && p.parents == 1 {
+			return found
+		}
 		return Context{}
-	case b3.Valid():
-		return b3
-	case traceID != nil && spanID != nil:
+	}
+	if p.b3 != nil {
+		if b3, ok := parseB3(p.b3); ok {
+			return b3
+		}
+	}
+	if p.traceID != nil && p.spanID != nil {
 		var c Context
-		if b3IDs(&c, traceID, spanID) && c.Valid() {
-			c.Sampled = sampled
+		if b3IDs(&c, p.traceID, p.spanID) && c.Valid() {
+			c.Sampled = string(p.sample) == "1" || string(p.sample) == "true"
 			return c
 		}
 	}
 	return Context{}
+}
+
+// incoming finds the context that a request of HTTP/1.1 came with.
+func incoming(h *http1.Head) Context {
+	var p Propagated
+	for i := range h.Fields {
+		if f := &h.Fields[i]; f.Kind == http1.Traceparent || f.Kind == http1.B3 {
+			p.Field(f.Kind, f.Name, f.Value)
+		}
+	}
+	return p.context()
 }
 
 func newTraceID() (id [16]byte) {

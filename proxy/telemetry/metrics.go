@@ -22,7 +22,7 @@ type RouteKey struct {
 	SourceNamespace, SourceWorkload      string
 	DestinationNamespace, DestinationApp string
 	Service                              string // namespace/name; empty where unknown
-	Protocol                             string // http/1.1, tcp
+	Protocol                             string // http/1.1, http/2, tcp
 	Security                             string // mutual_tls, none
 }
 
@@ -37,6 +37,7 @@ func (k *RouteKey) values(more ...string) []string {
 // Metrics is all metrics of the sidecar; docs/telemetry.md explains each.
 type Metrics struct {
 	requests  *prometheus.CounterVec
+	grpc      *prometheus.CounterVec
 	duration  *prometheus.HistogramVec
 	httpBytes *prometheus.CounterVec
 	opened    *prometheus.CounterVec
@@ -71,6 +72,8 @@ func NewMetrics(reg prometheus.Registerer, src Sources) *Metrics {
 	m := &Metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "hauberk_requests_total",
 			Help: "HTTP requests by outcome."}, append(append([]string{}, routeLabels...), "code_class", "flag")),
+		grpc: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "hauberk_grpc_requests_total",
+			Help: "gRPC requests by their status."}, append(append([]string{}, routeLabels...), "grpc_status")),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "hauberk_request_duration_seconds",
 			Help:    "Time from a request's first byte to its response's last.",
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}}, routeLabels),
@@ -97,7 +100,7 @@ func NewMetrics(reg prometheus.Registerer, src Sources) *Metrics {
 			Help: "Connections to endpoints that could not be made; each sets its endpoint aside for a time."}, []string{"reason"}),
 		routes: make(map[RouteKey]*Route),
 	}
-	reg.MustRegister(m.requests, m.duration, m.httpBytes, m.opened, m.closed, m.tcpBytes, m.verdicts, m.handshake, m.failures,
+	reg.MustRegister(m.requests, m.grpc, m.duration, m.httpBytes, m.opened, m.closed, m.tcpBytes, m.verdicts, m.handshake, m.failures,
 		m.rejected, m.retries)
 	reg.MustRegister(m.endpoints)
 	m.registerSources(reg, src)
@@ -141,7 +144,8 @@ type Route struct {
 	tcpIn     prometheus.Counter
 	tcpOut    prometheus.Counter
 	tcpOpened prometheus.Counter
-	requests  [6]atomic.Pointer[prometheus.Counter] // by code class, for the empty flag
+	requests  [6]atomic.Pointer[prometheus.Counter]  // by code class, for the empty flag
+	grpc      [17]atomic.Pointer[prometheus.Counter] // by status
 }
 
 // Route binds a key. Callers keep it for a connection, not for ever.
@@ -189,6 +193,9 @@ func (r *Route) request(rec *Record) {
 	} else {
 		r.m.requests.WithLabelValues(r.Key.values(classes[class], rec.Flag)...).Inc()
 	}
+	if rec.GRPC {
+		r.grpcStatus(rec.GRPCStatus)
+	}
 	r.duration.Observe(rec.Duration.Seconds())
 	if rec.Received > 0 {
 		r.in.Add(float64(rec.Received))
@@ -196,6 +203,22 @@ func (r *Route) request(rec *Record) {
 	if rec.Sent > 0 {
 		r.out.Add(float64(rec.Sent))
 	}
+}
+
+// grpcStatus counts a gRPC request. What is not one of the seventeen statuses
+// is "none": a peer must not make series.
+func (r *Route) grpcStatus(status int) {
+	if status < 0 || status >= len(r.grpc) {
+		r.m.grpc.WithLabelValues(r.Key.values("none")...).Inc()
+		return
+	}
+	c := r.grpc[status].Load()
+	if c == nil {
+		bound := r.m.grpc.WithLabelValues(r.Key.values(strconv.Itoa(status))...)
+		c = &bound
+		r.grpc[status].Store(c)
+	}
+	(*c).Inc()
 }
 
 // Opened counts a connection that is passed on as bytes.
@@ -236,7 +259,7 @@ func (m *Metrics) Expire(now time.Time) {
 		}
 		for _, vec := range []interface {
 			DeletePartialMatch(prometheus.Labels) int
-		}{m.requests, m.duration, m.httpBytes, m.opened, m.closed, m.tcpBytes} {
+		}{m.requests, m.grpc, m.duration, m.httpBytes, m.opened, m.closed, m.tcpBytes} {
 			vec.DeletePartialMatch(labels)
 		}
 	}

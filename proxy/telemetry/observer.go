@@ -24,6 +24,7 @@ const (
 	Outbound = "outbound"
 
 	ProtocolHTTP1 = "http/1.1"
+	ProtocolHTTP2 = "http/2"
 	ProtocolTCP   = "tcp"
 
 	SecurityMTLS = "mutual_tls"
@@ -44,6 +45,8 @@ type Record struct {
 	Duration            time.Duration
 	Method, Path, Host  string
 	Status              int
+	GRPC                bool // the request is gRPC
+	GRPCStatus          int  // negative without one
 	Received, Sent      int64
 	Flag                string
 	Error               string

@@ -71,16 +71,37 @@ func traceOf(span trace.Span) Trace {
 // StartRequest begins the span of a request: a server's for inbound, a
 // client's for outbound.
 func (o *Observer) StartRequest(ctx context.Context, direction string, h *http1.Head) Trace {
-	kind := trace.SpanKindServer
-	if direction == Outbound {
-		kind = trace.SpanKindClient
-	}
 	parent := incoming(h)
 	name := ""
 	if parent.Sampled || !parent.Valid() {
 		name = knownMethod(string(h.Method))
 	}
-	return o.start(ctx, parent, kind, name)
+	return o.start(ctx, parent, kindOf(direction), name)
+}
+
+func kindOf(direction string) trace.SpanKind {
+	if direction == Outbound {
+		return trace.SpanKindClient
+	}
+	return trace.SpanKindServer
+}
+
+// StartStream is StartRequest for HTTP/2. A gRPC request's span is named by its
+// service and method, of which a server has few (RPC conventions).
+func (o *Observer) StartStream(ctx context.Context, direction, method, path string, grpc bool, p *Propagated) Trace {
+	name := knownMethod(method)
+	if grpc {
+		name = strings.TrimPrefix(path, "/")
+	}
+	return o.start(ctx, p.context(), kindOf(direction), name)
+}
+
+// Append appends the traceparent field's value; nothing without one.
+func (t *Trace) Append(dst []byte) []byte {
+	if !t.Valid() {
+		return dst
+	}
+	return t.appendTraceparent(dst)
 }
 
 // knownMethod bounds the names of spans: unknown methods are "HTTP", as the
@@ -131,11 +152,14 @@ func (t *Trace) end(rec *Record) {
 		str("url.scheme", "http")
 		str("server.address", rec.Host)
 		str("network.protocol.name", "http")
-		str("network.protocol.version", "1.1")
+		str("network.protocol.version", strings.TrimPrefix(rec.Protocol, "http/"))
 		attrs = append(attrs, attribute.Int64("http.request.body.size", rec.Received), attribute.Int64("http.response.body.size", rec.Sent))
 	}
 	if rec.Status != 0 {
 		attrs = append(attrs, attribute.Int("http.response.status_code", rec.Status))
+	}
+	if rec.GRPC {
+		attrs = append(attrs, rpc(rec)...)
 	}
 	str("network.peer.address", rec.PeerAddress)
 	str("hauberk.source.principal", rec.Source.Principal)
@@ -160,6 +184,35 @@ func (t *Trace) end(rec *Record) {
 		}
 		t.span.SetStatus(codes.Error, rec.Flag)
 	}
+	if failed := rec.GRPC && grpcFailed(rec); failed {
+		t.span.SetAttributes(attribute.String("error.type", statusText(rec.GRPCStatus)))
+		t.span.SetStatus(codes.Error, rec.Flag)
+	}
 	t.span.End()
 	t.span = nil
+}
+
+// rpc are the attributes of the RPC conventions.
+func rpc(rec *Record) []attribute.KeyValue {
+	attrs := []attribute.KeyValue{attribute.String("rpc.system", "grpc")}
+	if service, method, ok := strings.Cut(strings.TrimPrefix(rec.Path, "/"), "/"); ok {
+		attrs = append(attrs, attribute.String("rpc.service", strings.Clone(service)), attribute.String("rpc.method", strings.Clone(method)))
+	}
+	if rec.GRPCStatus >= 0 {
+		attrs = append(attrs, attribute.Int("rpc.grpc.status_code", rec.GRPCStatus))
+	}
+	return attrs
+}
+
+// grpcFailed says which statuses make a span fail: all but OK for a client, and
+// for a server those that are its own fault.
+func grpcFailed(rec *Record) bool {
+	if rec.Direction == Outbound {
+		return rec.GRPCStatus > 0
+	}
+	switch rec.GRPCStatus {
+	case 2, 4, 12, 13, 14, 15: // UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS
+		return true
+	}
+	return false
 }

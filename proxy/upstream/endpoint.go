@@ -12,6 +12,7 @@ import (
 
 	"github.com/hauberk-mesh/hauberk/proxy/directory"
 	"github.com/hauberk-mesh/hauberk/proxy/exchange"
+	"github.com/hauberk-mesh/hauberk/proxy/http2"
 	"github.com/hauberk-mesh/hauberk/proxy/socket"
 )
 
@@ -21,6 +22,7 @@ type endpoint struct {
 	key   key
 	set   *Set
 	http  *tls.Config // nil without a sidecar
+	http2 *tls.Config
 	tcp   *tls.Config
 	used  atomic.Int64 // Unix nanoseconds
 	live  atomic.Int64 // requests and connections under way
@@ -28,6 +30,8 @@ type endpoint struct {
 	fails atomic.Int64 // in a row
 	until atomic.Int64 // set aside until, Unix nanoseconds
 	soon  atomic.Int64 // the same where too many are set aside
+
+	streams *http2.Pool // connections of HTTP/2, shared by requests
 
 	mu   sync.Mutex
 	idle []idleConn // guarded by mu; the newest last
@@ -117,6 +121,20 @@ func (e *endpoint) sweep(now time.Time, all bool) {
 	for _, c := range old {
 		c.conn.Close()
 	}
+	if all {
+		e.streams.Shutdown()
+	}
+}
+
+// dialHTTP2 is for the pool. What was made while the trusted changed is not
+// used for a second request.
+func (e *endpoint) dialHTTP2(ctx context.Context) (net.Conn, time.Time, error) {
+	generation := e.set.generation.Load() // before the handshake
+	c, expires, err := e.dial(ctx, e.http2)
+	if generation != e.set.generation.Load() {
+		expires = time.Unix(1, 0)
+	}
+	return c, expires, err
 }
 
 // dial connects and, with a sidecar on the other end, proves both identities.

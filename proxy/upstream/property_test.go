@@ -19,7 +19,7 @@ func TestPickHolds(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		now := time.Unix(1e9, 0)
 		zone := ""
-		s := New(Options{Zone: func() string { return zone }, TLS: func(_, uid, _ string) (*tls.Config, error) { return &tls.Config{ServerName: uid}, nil }})
+		s := New(Options{Zone: func() string { return zone }, TLS: func(_, uid string, _ ...string) (*tls.Config, error) { return &tls.Config{ServerName: uid}, nil }})
 		d := &directory.Destination{Kind: rapid.SampledFrom([]string{"Service", "Pod"}).Draw(t, "kind")}
 		zones := map[string]bool{}
 		for i := range rapid.IntRange(0, 40).Draw(t, "endpoints") {
@@ -118,7 +118,7 @@ func expected(d *directory.Destination, list []*endpoint, tried []Choice, zone s
 // a second; where fewer are, the time doubles, and one request at a time finds
 // out whether it is over.
 func TestAsideIsBounded(t *testing.T) {
-	s := New(Options{TLS: func(string, string, string) (*tls.Config, error) { return &tls.Config{}, nil }})
+	s := New(Options{TLS: func(string, string, ...string) (*tls.Config, error) { return &tls.Config{}, nil }})
 	d := &directory.Destination{Kind: "Service"}
 	for i := range 5 {
 		d.Endpoints = append(d.Endpoints, directory.Endpoint{Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}), 80),
@@ -178,7 +178,7 @@ func TestZonePreference(t *testing.T) {
 		"four fifths of the share do it": {"aaaabbbbbb", "a", "a"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := New(Options{Zone: func() string { return tc.own }, TLS: func(string, string, string) (*tls.Config, error) { return &tls.Config{}, nil }})
+			s := New(Options{Zone: func() string { return tc.own }, TLS: func(string, string, ...string) (*tls.Config, error) { return &tls.Config{}, nil }})
 			d := &directory.Destination{Kind: "Service"}
 			zones := map[rune]bool{}
 			for i, z := range tc.zones {

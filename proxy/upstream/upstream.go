@@ -20,6 +20,7 @@ import (
 	"github.com/hauberk-mesh/hauberk/internal/names"
 	"github.com/hauberk-mesh/hauberk/proxy/directory"
 	"github.com/hauberk-mesh/hauberk/proxy/exchange"
+	"github.com/hauberk-mesh/hauberk/proxy/http2"
 )
 
 // Times and bounds.
@@ -48,7 +49,7 @@ type Handshakes interface {
 type Options struct {
 	// TLS makes the configuration for an endpoint's identity: it must accept
 	// that identity and pod only. It is called once an endpoint.
-	TLS func(spiffeID, podUID, alpn string) (*tls.Config, error)
+	TLS func(spiffeID, podUID string, alpn ...string) (*tls.Config, error)
 	// Dial connects; it must not be redirected back to the proxy.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// Self is the own pod's UID: a service that is dialled from itself is not
@@ -58,17 +59,20 @@ type Options struct {
 	Zone func() string
 	// Handshakes may be nil.
 	Handshakes Handshakes
+	// HTTP2 bounds the phases of connections that carry streams.
+	HTTP2 http2.Timeouts
 }
 
 // Set is the endpoints that are in use. It is safe for concurrent use.
 type Set struct {
-	makeTLS     func(spiffeID, podUID, alpn string) (*tls.Config, error)
+	makeTLS     func(spiffeID, podUID string, alpn ...string) (*tls.Config, error)
 	dial        func(ctx context.Context, network, address string) (net.Conn, error)
 	self        string
 	zone        func() string
 	handshakes  Handshakes
 	idleTimeout time.Duration
 	maxIdle     int
+	http2       http2.Timeouts
 	draining    atomic.Bool
 	generation  atomic.Int64 // of trust; see Flush
 
@@ -78,7 +82,11 @@ type Set struct {
 
 // New makes an empty set.
 func New(o Options) *Set {
-	return &Set{makeTLS: o.TLS, dial: o.Dial, self: o.Self, zone: o.Zone, handshakes: o.Handshakes,
+	if o.HTTP2 == (http2.Timeouts{}) {
+		o.HTTP2 = http2.Timeouts{Preface: handshakeTimeout, Head: handshakeTimeout, Write: time.Minute, Stall: 5 * time.Minute}
+	}
+	o.HTTP2.Idle = defaultIdle
+	return &Set{http2: o.HTTP2, makeTLS: o.TLS, dial: o.Dial, self: o.Self, zone: o.Zone, handshakes: o.Handshakes,
 		idleTimeout: defaultIdle, maxIdle: defaultMaxIdle, endpoints: make(map[key]*endpoint)}
 }
 
@@ -91,6 +99,7 @@ func (s *Set) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			s.draining.Store(true)
 			s.sweep(time.Now(), true)
+			s.closeStreams()
 			return nil
 		case now := <-ticker.C:
 			s.sweep(now, false)
@@ -126,6 +135,15 @@ func (s *Set) sweep(now time.Time, all bool) {
 	}
 }
 
+// closeStreams has no connection outlive its streams any more.
+func (s *Set) closeStreams() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range s.endpoints {
+		e.streams.Close()
+	}
+}
+
 func (s *Set) endpoint(d *directory.Endpoint, now time.Time) (*endpoint, error) {
 	k := keyOf(d) // mu is held by the caller
 	if s.self != "" && d.PodUID == s.self {
@@ -136,9 +154,13 @@ func (s *Set) endpoint(d *directory.Endpoint, now time.Time) (*endpoint, error) 
 		return e, nil
 	}
 	e := &endpoint{key: k, set: s}
+	e.streams = http2.NewPool(http2.Options{Limits: http2.DefaultLimits, Timeouts: s.http2}, e.dialHTTP2)
 	if k.SPIFFEID != "" {
 		var err error
 		if e.http, err = s.makeTLS(k.SPIFFEID, k.PodUID, names.ALPNHTTP1); err != nil {
+			return nil, fmt.Errorf("endpoint %s: %w", k.Addr, err)
+		}
+		if e.http2, err = s.makeTLS(k.SPIFFEID, k.PodUID, names.ALPNHTTP2, names.ALPNTCP); err != nil {
 			return nil, fmt.Errorf("endpoint %s: %w", k.Addr, err)
 		}
 		if e.tcp, err = s.makeTLS(k.SPIFFEID, k.PodUID, names.ALPNTCP); err != nil {
@@ -198,6 +220,41 @@ func (s *Set) Release(c Choice, conn *exchange.Conn, reusable bool, latency time
 	conn.Close()
 }
 
+// TryStream gives a stream on a connection that there is; nil without one. It
+// does not wait.
+func (s *Set) TryStream(c Choice) *http2.Stream {
+	stream := c.e.streams.Try()
+	if stream != nil {
+		c.e.live.Add(1)
+	}
+	return stream
+}
+
+// Stream gives a stream for one request, on a new connection if there is none
+// that takes another.
+func (s *Set) Stream(ctx context.Context, c Choice) (*http2.Stream, error) {
+	stream, dialled, err := c.e.streams.Take(ctx)
+	if err != nil {
+		if dialled && ctx.Err() == nil {
+			c.e.failed(time.Now())
+		}
+		return nil, err
+	}
+	if dialled {
+		c.e.worked()
+	}
+	c.e.live.Add(1)
+	return stream, nil
+}
+
+// ReleaseStream ends a request on a stream. A latency of zero is not observed.
+func (s *Set) ReleaseStream(c Choice, latency time.Duration) {
+	c.e.live.Add(-1)
+	if latency > 0 {
+		c.e.observe(latency)
+	}
+}
+
 // TCP gives a connection of its own; Done must be called when it has ended.
 func (s *Set) TCP(ctx context.Context, c Choice) (net.Conn, error) {
 	conn, _, err := c.e.dial(ctx, c.e.tcp)
@@ -250,6 +307,7 @@ func (s *Set) States() []State {
 		e.mu.Lock()
 		idle := len(e.idle)
 		e.mu.Unlock()
+		idle += e.streams.Len()
 		st := State{Address: k.Addr.String(), PodUID: k.PodUID, SPIFFEID: k.SPIFFEID, Live: e.live.Load(), Idle: int64(idle),
 			LatencyMicros: e.ewma.Load() / 1000, Failures: e.fails.Load()}
 		if until := e.until.Load(); until != 0 {

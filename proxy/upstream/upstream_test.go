@@ -14,7 +14,7 @@ import (
 
 func endpoints(t *testing.T) (*Set, *directory.Destination) {
 	t.Helper()
-	s := New(Options{Self: "self", TLS: func(string, string, string) (*tls.Config, error) { return &tls.Config{}, nil }})
+	s := New(Options{Self: "self", TLS: func(string, string, ...string) (*tls.Config, error) { return &tls.Config{}, nil }})
 	d := &directory.Destination{Kind: "Service"}
 	for i, e := range []directory.Endpoint{
 		{PodUID: "a", SPIFFEID: "spiffe://x/a", Ready: true},

@@ -30,6 +30,7 @@ type sides struct {
 const (
 	http1 = hauberkv1.AppProtocol_APP_PROTOCOL_HTTP1
 	tcp   = hauberkv1.AppProtocol_APP_PROTOCOL_TCP
+	h2    = hauberkv1.AppProtocol_APP_PROTOCOL_GRPC
 )
 
 // resources are what a control plane would tell both sidecars.
@@ -44,7 +45,7 @@ func (s *sides) resources() (client, server []*hauberkv1.Resource) {
 	}
 	c, srv := workload(clientUID, "client", clientID, s.clientAddr), workload(serverUID, "server", serverID, s.addr)
 	srv.GetWorkload().PortProtocols = map[uint32]hauberkv1.AppProtocol{uint32(s.backend.HTTP.Port()): http1,
-		uint32(s.backend.TCP.Port()): tcp, uint32(s.backend.GRPC.Port()): tcp}
+		uint32(s.backend.TCP.Port()): tcp, uint32(s.backend.GRPC.Port()): h2}
 	destination := func(name string, p hauberkv1.AppProtocol, to netip.AddrPort) *hauberkv1.Resource {
 		return &hauberkv1.Resource{Name: name, Version: "1", Body: &hauberkv1.Resource_Destination{Destination: &hauberkv1.Destination{
 			Kind: "Service", Namespace: "bench", Name: "server", Port: uint32(netip.MustParseAddrPort(name).Port()), Protocol: p,
@@ -52,7 +53,7 @@ func (s *sides) resources() (client, server []*hauberkv1.Resource) {
 				SpiffeId: serverID, Ready: true, WorkloadName: "server", Namespace: "bench", PodName: "server-0"}}}}}
 	}
 	client = []*hauberkv1.Resource{mesh, c, srv, policySet("client", nil), destination(serviceHTTP, http1, s.inbound[0]),
-		destination(serviceTCP, tcp, s.inbound[1]), destination(serviceGRPC, tcp, s.inbound[2])}
+		destination(serviceTCP, tcp, s.inbound[1]), destination(serviceGRPC, h2, s.inbound[2])}
 	return client, []*hauberkv1.Resource{mesh, srv, c, policySet("server", s.ingress())}
 }
 
@@ -61,8 +62,9 @@ func policySet(id string, ingress []*hauberkv1.Tier) *hauberkv1.Resource {
 		Ingress: ingress, DefaultAction: hauberkv1.Action_ACTION_ALLOW}}}
 }
 
-// ingress is a tier of so many rules about requests, of which the last but one
-// admits the benchmark's, and one for the ports that are carried as bytes.
+// ingress is a tier of so many rules about requests, of which the last but two
+// and the last but one admit the benchmark's HTTP/1.1 and gRPC, and one for the
+// port that is carried as bytes.
 func (s *sides) ingress() []*hauberkv1.Tier {
 	if s.rules == 0 {
 		return nil
@@ -75,11 +77,13 @@ func (s *sides) ingress() []*hauberkv1.Tier {
 			Http: []*hauberkv1.HTTPMatch{{Methods: []string{"GET"}, Paths: []*hauberkv1.PathMatch{{Type: hauberkv1.PathMatch_TYPE_PREFIX, Value: prefix}}}}}
 	}
 	var rules []*hauberkv1.Rule
-	for i := range s.rules - 2 {
+	for i := range s.rules - 3 {
 		rules = append(rules, byPath(fmt.Sprintf("r%d", i), fmt.Sprintf("/service-%d/", i)))
 	}
-	rules = append(rules, byPath("items", "/api/"), &hauberkv1.Rule{Name: "bytes", Action: allow, AnyPeer: true, Ports: []*hauberkv1.PortMatch{
-		{Protocol: 6, Port: uint32(s.backend.TCP.Port())}, {Protocol: 6, Port: uint32(s.backend.GRPC.Port())}}})
+	echo := byPath("echo", "")
+	echo.Http = []*hauberkv1.HTTPMatch{{Grpc: []*hauberkv1.GRPCMatch{{Service: "bench.Echo"}}}}
+	rules = append(rules, byPath("items", "/api/"), echo, &hauberkv1.Rule{Name: "bytes", Action: allow, AnyPeer: true, Ports: []*hauberkv1.PortMatch{
+		{Protocol: 6, Port: uint32(s.backend.TCP.Port())}}})
 	return []*hauberkv1.Tier{{Name: "default", Order: 1e6, DefaultAction: hauberkv1.Action_ACTION_DENY,
 		Policies: []*hauberkv1.Policy{{Kind: "MeshPolicy", Namespace: "bench", Name: "api", Order: 10, Rules: rules}}}}
 }

@@ -113,8 +113,8 @@ func allPairs() []pair {
 	return []pair{
 		{name: "direct", features: "no proxy", start: startDirect},
 		{name: "floor", base: "direct", features: mutual, lacks: "HTTP, policy, metrics, tracing, pools, choice of endpoints", start: startFloor},
-		{name: "hauberk", base: "direct", features: mutual + " by SPIFFE ID and pod; strict HTTP/1.1; 10 rules per request; Prometheus and OTLP metrics; W3C context, 1 % sampled and exported",
-			lacks: "HTTP/2 and gRPC as such (carried as TCP today)", start: startHauberk,
+		{name: "hauberk", base: "direct", features: mutual + " by SPIFFE ID and pod; strict HTTP/1.1 and HTTP/2; 10 rules per request; Prometheus and OTLP metrics; W3C context, 1 % sampled and exported",
+			start: startHauberk,
 			cannot: func(s string) string {
 				if s == "churn-full" {
 					return "always resumes sessions with an endpoint that it knows"
