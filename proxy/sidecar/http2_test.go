@@ -236,19 +236,6 @@ func frameApp(t testing.TB, serve func(n int64, r *raw)) string {
 	})
 }
 
-// next is the next request's stream, 0 when there is none.
-func (r *raw) next() uint32 {
-	for {
-		f, err := r.ReadFrame()
-		if err != nil {
-			return 0
-		}
-		if h, ok := f.(*http2.MetaHeadersFrame); ok {
-			return h.StreamID
-		}
-	}
-}
-
 // TestHTTP2SentAgain: what the application says it has not acted on is sent
 // again, body and all; what it may have acted on is not.
 func TestHTTP2SentAgain(t *testing.T) {
