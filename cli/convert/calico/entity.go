@@ -3,6 +3,7 @@ package calico
 import (
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/hauberk-mesh/hauberk/api/v1alpha1"
 	"github.com/hauberk-mesh/hauberk/cli/convert/manifest"
@@ -184,7 +185,7 @@ func (c *converter) setPeers(at manifest.At, positive *selector.Expr, own string
 		if !cluster && len(namespaces) == 0 {
 			continue
 		}
-		labels, none, ok := podsOf(at, withoutGlobal(term), own)
+		labels, none, ok := podsOf(at, ownLabels(term), own)
 		if !ok || none {
 			continue
 		}
@@ -212,10 +213,11 @@ func (c *converter) setPeers(at manifest.At, positive *selector.Expr, own string
 	return out
 }
 
-// withoutGlobal leaves out what says of which scope a set is.
-func withoutGlobal(term selector.Term) selector.Term {
+// ownLabels leaves out what is the same for all sets of one namespace.
+func ownLabels(term selector.Term) selector.Term {
 	return slices.DeleteFunc(slices.Clone(term), func(l selector.Literal) bool {
-		return l.Kind == selector.Global || l.Label == labelNamespace && l.Op == selector.Has
+		return l.Kind == selector.Global || strings.HasPrefix(l.Label, prefixNamespace) || strings.HasPrefix(l.Label, prefixAccount) ||
+			slices.Contains([]string{labelNamespace, labelServiceAccount, labelOrchestrator}, l.Label)
 	})
 }
 

@@ -112,7 +112,7 @@ func renumber(orders, fences []float64) []float64 {
 		low := previous + 1
 		if p := part(o); p > 0 {
 			low = max(low, fences[p-1]+1)
-		} else if p < 0 {
+		} else if p < 0 && len(fences) > 0 {
 			low = max(low, fences[len(fences)-1]+1)
 		}
 		previous = max(math.Ceil(o), low)

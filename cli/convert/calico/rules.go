@@ -134,8 +134,14 @@ func (c *converter) local(at manifest.At, e *entity, own string) *selector.Expr 
 		return nil
 	}
 	x := e.selects(at, own)
+	for _, s := range c.selectedBy(at, x) {
+		at.Error("it selects %s too, whose addresses could be those of the policy's pods: narrow the selector", s.from)
+	}
 	if e.NotSelector != "" {
 		if not, ok := parse(at.In("notSelector"), e.NotSelector); ok {
+			for _, s := range c.selectedBy(at, not) {
+				at.In("notSelector").Error("it selects %s too, whose addresses could be those of the policy's pods: narrow the selector", s.from)
+			}
 			x = selector.Both(x, selector.Negate(not))
 		}
 	}

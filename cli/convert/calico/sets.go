@@ -76,6 +76,14 @@ func (c *converter) matches(at manifest.At, term selector.Term, s *networkSet) b
 	return true
 }
 
+// selectedBy is the sets that a selector, if there is one, selects.
+func (c *converter) selectedBy(at manifest.At, e *selector.Expr) []*networkSet {
+	if e == nil {
+		return nil
+	}
+	return c.selected(at, e)
+}
+
 // selected is the sets that a selector selects.
 func (c *converter) selected(at manifest.At, e *selector.Expr) []*networkSet {
 	list, ok := terms(at, e)
