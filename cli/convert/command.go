@@ -43,7 +43,7 @@ once: orders, tiers and network sets are of them together. Notes are on standard
 			}
 			text, report := Convert(inputs, opts)
 			for _, n := range report.Notes {
-				if !check {
+				if !check && len(report.Errors) == 0 {
 					fmt.Fprintf(env.Err, "%s %s\n", env.Paint(env.Err, run.Yellow, "!"), n)
 				}
 			}

@@ -130,7 +130,6 @@ func (c *converter) policy(o *manifest.Object) *policy {
 	if !o.Decode(&object, c.report) {
 		return nil
 	}
-	before := len(c.report.Errors)
 	p := &policy{from: o, spec: object.Spec, mode: "Enforce"}
 	spec := &p.spec
 	switch o.Kind {
@@ -161,12 +160,8 @@ func (c *converter) policy(o *manifest.Object) *policy {
 	subject := c.subject(at, spec, p.namespace())
 	types := types(at, spec)
 	runs := c.rules(at, p.namespace(), types, spec)
-	if len(c.report.Errors) > before {
-		return nil
-	}
-	p.parts = c.parts(at, o.Meta.Name, p.namespace(), subject, types, runs)
-	if len(c.report.Errors) > before {
-		return nil
+	if subject != nil {
+		p.parts = c.parts(at, o.Meta.Name, p.namespace(), subject, types, runs)
 	}
 	return p
 }

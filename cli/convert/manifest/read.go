@@ -121,8 +121,9 @@ func read(out []*Object, file, place string, data []byte, list *head, report *Re
 	return append(out, o)
 }
 
-// Decode fills into with the whole object. Fields that into does not have are
-// told one by one; apiVersion, kind, metadata and status are left out.
+// Decode fills into with the object, but for apiVersion, kind, metadata and
+// status. Fields that into does not have are told one by one. It is false when
+// nothing of the object can be read.
 func (o *Object) Decode(into any, report *Report) bool {
 	var whole map[string]any
 	err := kjson.UnmarshalCaseSensitivePreserveInts(o.JSON, &whole)
@@ -153,7 +154,7 @@ func (o *Object) Decode(into any, report *Report) bool {
 		}
 		report.Error(o, field, "%s", text)
 	}
-	return len(strict) == 0
+	return true
 }
 
 func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
