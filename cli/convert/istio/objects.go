@@ -259,12 +259,17 @@ func overlap(a, b *policy) bool {
 	if a.mode != b.mode || !a.mesh && !b.mesh && a.from.Meta.Namespace != b.from.Meta.Namespace {
 		return false
 	}
-	for k, v := range a.labels {
-		if w, ok := b.labels[k]; ok && v != w {
-			return false
+	return !contradict(a.labels, b.labels)
+}
+
+// contradict reports whether no pod has the labels of both.
+func contradict(a, b map[string]string) bool {
+	for k, v := range a {
+		if w, ok := b[k]; ok && v != w {
+			return true
 		}
 	}
-	return true
+	return false
 }
 
 // decide is the list of rules for what meets within: what one of the clauses

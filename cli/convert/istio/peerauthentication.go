@@ -1,6 +1,7 @@
 package istio
 
 import (
+	"maps"
 	"slices"
 	"strings"
 
@@ -39,6 +40,15 @@ func (c *converter) peerAuthentications(objects []*manifest.Object) []manifest.C
 			if a.from.Meta.Namespace == b.from.Meta.Namespace && a.pods == nil && b.pods == nil && a.mode != b.mode {
 				a.at.In("spec.mtls.mode").Error("%s says otherwise of the same namespace: Istio takes the older one, which the file does not tell; remove one", b.from)
 			}
+		}
+	}
+	for i, a := range list {
+		for _, b := range list[:i] {
+			if a.pods == nil || b.pods == nil || a.from.Meta.Namespace != b.from.Meta.Namespace || a.mode == b.mode && maps.Equal(a.ports, b.ports) ||
+				contradict(a.pods.MatchLabels, b.pods.MatchLabels) {
+				continue
+			}
+			a.at.In("spec.selector").Error("%s may say otherwise of the same pods: Istio takes the older one, which the file does not tell; make the selectors exclude each other", b.from)
 		}
 	}
 	modeOf := func(namespace string) string {
