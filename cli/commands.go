@@ -4,6 +4,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hauberk-mesh/hauberk/cli/check"
+	"github.com/hauberk-mesh/hauberk/cli/convert"
 	"github.com/hauberk-mesh/hauberk/cli/flows"
 	"github.com/hauberk-mesh/hauberk/cli/identity"
 	"github.com/hauberk-mesh/hauberk/cli/inject"
@@ -27,6 +28,7 @@ var commands = []func(*run.Env) *cobra.Command{
 	inject.Uninject,
 	verdict.Command,
 	verdict.Analyze,
+	convert.Command,
 	flows.Command,
 	node.Command,
 	proxy.Command,
