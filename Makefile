@@ -41,6 +41,7 @@ test-unit: ## unit tests with the race detector, all modules; fuzzers of the dat
 
 test-packet: tools-packet ## packet-level tests in network namespaces (root)
 	$(GO) test -count=1 ./node/... ./cni-plugin/... ./proxy/... ./install/images/... ./tests/conformance/replay ./tests/differential
+	@[ "$$(id -u)" = 0 ] || echo "left out: the packet-level tests that make network namespaces and kernel rules, which need root: sudo make test-packet"
 
 test-e2e: $(CLUSTER) ## end-to-end tests on the local cluster (root)
 	$(GO) run ./tests/e2e/run
