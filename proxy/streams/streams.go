@@ -17,6 +17,7 @@ import (
 	"context"
 	"net"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -103,6 +104,9 @@ type Conn struct {
 	handler Handler
 	options *Options
 	http2   *http2.Conn
+	// rechecks counts Recheck: who was admitted before one and begins after it is
+	// judged again.
+	rechecks atomic.Uint64
 }
 
 // Serve carries the requests of a client's connection until it ends. first is
@@ -129,6 +133,7 @@ func (c *Conn) ShutdownIdle() { c.http2.ShutdownIdle() }
 // Recheck judges all requests under way again and ends those that may not go
 // on.
 func (c *Conn) Recheck() (ended int) {
+	c.rechecks.Add(1)
 	for _, s := range c.http2.Streams() {
 		if d, ok := s.Receiver().(down); ok && d.recheck() {
 			ended++
@@ -162,12 +167,16 @@ func (c *Conn) Open(s *http2.Stream, h *http2.Head, end bool) http2.Receiver {
 	t.request = c.handler.Request()
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.rechecks = c.rechecks.Load()
 	if refusal := t.request.Admit(x); refusal != nil {
 		t.refuse(refusal)
 		return down{t}
 	}
 	if up := t.request.Try(x); up != nil && t.begin(up) {
 		c.http2.After(up.Conn())
+		if t.changed() {
+			t.rejudge()
+		}
 		return down{t}
 	}
 	t.connecting = true

@@ -34,7 +34,8 @@ type trip struct {
 	trailing bool  // the request has trailers
 	credited int64 // bytes that were passed on by attempts before
 
-	connecting bool // Connect is at work
+	connecting bool   // Connect is at work
+	rechecks   uint64 // of the connection when Admit was asked
 
 	headed   bool // the final head was sent to the client
 	answered bool // the response is complete
@@ -99,11 +100,39 @@ func (t *trip) connect() {
 		}
 		t.refuse(refusal)
 		t.client.Conn().Flush()
+	case t.outdated(s):
+		t.client.Conn().Flush()
 	case t.begin(s):
 		s.Conn().Flush()
+		if t.changed() {
+			t.rejudge()
+			t.client.Conn().Flush()
+		}
 	default:
 		t.again()
 	}
+}
+
+// changed reports whether the connection was rechecked since Admit was asked.
+func (t *trip) changed() bool { return t.rechecks != t.conn.rechecks.Load() }
+
+// outdated refuses a request that was admitted before a change and is not any
+// more, before anything of it is sent; mu is held.
+func (t *trip) outdated(s *http2.Stream) bool {
+	now := t.conn.rechecks.Load()
+	if t.rechecks == now {
+		return false
+	}
+	t.rechecks = now
+	r := t.request.Recheck(&t.x, s)
+	if r == nil {
+		return false
+	}
+	s.Abandon()
+	t.request.Release(&t.x)
+	t.x.Err = r
+	t.refuse(r)
+	return true
 }
 
 // begin sends the request on s as far as it has come; mu is held. False means
@@ -402,6 +431,11 @@ func (t *trip) recheck() bool {
 	if t.done || t.up == nil {
 		return false // what is not on its way yet is judged when it is
 	}
+	return t.rejudge()
+}
+
+// rejudge ends what may not go on; mu is held.
+func (t *trip) rejudge() bool {
 	r := t.request.Recheck(&t.x, t.up)
 	if r == nil {
 		return false
