@@ -27,8 +27,11 @@ type Live struct {
 	conn     net.Conn
 	protocol atomic.Pointer[string]
 	recheck  atomic.Pointer[func() error]
-	wake     atomic.Pointer[func()]
-	drain    atomic.Pointer[func()]
+	// rechecked is set before recheck is read, and read after it is set: one of the
+	// two sees the other.
+	rechecked atomic.Bool
+	wake      atomic.Pointer[func()]
+	drain     atomic.Pointer[func()]
 }
 
 // SetProtocol notes what it speaks.
@@ -42,8 +45,20 @@ func (l *Live) Protocol() string {
 	return ""
 }
 
-// OnRecheck sets what judges the connection again; an error ends it.
-func (l *Live) OnRecheck(f func() error) { l.recheck.Store(&f) }
+// OnRecheck sets what judges the connection again; an error ends it. What was
+// rechecked before, by what was set then or by nothing, is judged at once: policy
+// may have changed since the caller asked it. The error says that it is ended.
+func (l *Live) OnRecheck(f func() error) error {
+	l.recheck.Store(&f)
+	if !l.rechecked.Load() {
+		return nil
+	}
+	err := f()
+	if err != nil {
+		socket.Abort(l.conn)
+	}
+	return err
+}
 
 // OnWake sets what ends the connection if it is idle.
 func (l *Live) OnWake(f func()) { l.wake.Store(&f) }
@@ -103,6 +118,7 @@ func (r *Registry) Len() int {
 // Recheck judges all again and aborts those that may not go on.
 func (r *Registry) Recheck(log *slog.Logger) {
 	for _, l := range r.All() {
+		l.rechecked.Store(true)
 		f := l.recheck.Load()
 		if f == nil {
 			continue

@@ -401,7 +401,7 @@ func (c *connection) relay(ctx context.Context) {
 		return
 	}
 	c.live.SetProtocol(telemetry.ProtocolTCP)
-	c.live.OnRecheck(func() error {
+	if err := c.live.OnRecheck(func() error {
 		if err := c.trusted(); err != nil {
 			return err
 		}
@@ -409,7 +409,11 @@ func (c *connection) relay(ctx context.Context) {
 			return errors.New(authz.Refusal(set, &v))
 		}
 		return nil
-	})
+	}); err != nil {
+		socket.Abort(up)
+		end(exchange.FlagDenied, err)
+		return
+	}
 	stop := context.AfterFunc(ctx, func() { socket.Abort(up) })
 	defer stop()
 	route.Opened()

@@ -328,7 +328,7 @@ func (c *connection) pipe(ctx context.Context, rec *telemetry.Record, choice *up
 	}
 	defer done()
 	c.live.SetProtocol(telemetry.ProtocolTCP)
-	c.live.OnRecheck(func() error {
+	if err := c.live.OnRecheck(func() error {
 		if choice != nil {
 			if err := c.Upstreams.Trusted(*choice, up); err != nil {
 				return err
@@ -338,7 +338,12 @@ func (c *connection) pipe(ctx context.Context, rec *telemetry.Record, choice *up
 			return errors.New(authz.Refusal(c.Directory.Self().Set, &v))
 		}
 		return nil
-	})
+	}); err != nil {
+		socket.Abort(up)
+		rec.Flag, rec.Error = exchange.FlagDenied, err.Error()
+		c.Observer.Connection(route, rec, &trace)
+		return
+	}
 	stop := context.AfterFunc(ctx, func() { socket.Abort(up) })
 	defer stop()
 	route.Opened()
